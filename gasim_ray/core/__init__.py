@@ -1,0 +1,1 @@
+"""The algorithm in plain PyTorch: nothing here imports Ray or Gymnasium."""

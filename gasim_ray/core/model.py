@@ -1,0 +1,165 @@
+"""A network with what it reads and what it answers, and the folder it is kept in.
+
+Teachers and students share one format: `config.json` (architecture, observation, actions, kind of output,
+source) beside `model.safetensors` (weights). Nothing here imports Ray or Gymnasium.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.errors import UserError
+from gasim_ray.models import build_network
+
+FORMAT_VERSION = 1
+
+OutputKind = Literal["logits", "q_values"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything but the weights of a teacher or a student."""
+
+    #: A registered architecture's name, or `package.module:factory`, under "name"; its settings beside it.
+    architecture: dict[str, Any]
+    #: What the network reads.
+    observation: ObservationSpec
+    #: Number of discrete actions or classes.
+    actions: int
+    #: `logits` or `q_values`.
+    outputs: OutputKind
+    #: What the outputs are divided by before they are read as a policy: 1 for logits, for Q-values see core.outputs.
+    output_scale: float = 1.0
+    #: Where the model came from: source, environment or data set, training settings, scores.
+    source: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready description, which `from_json` reads back."""
+        return {
+            "format": FORMAT_VERSION,
+            "architecture": self.architecture,
+            "observation": self.observation.to_json(),
+            "actions": {"type": "discrete", "n": self.actions},
+            "outputs": self.outputs,
+            "output_scale": self.output_scale,
+            "source": self.source,
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_json`; raises UserError for another format, an unknown kind or a missing field."""
+        if fields.get("format") != FORMAT_VERSION:
+            raise UserError(
+                f"format: {fields.get('format')!r} is not the version this program reads ({FORMAT_VERSION}); "
+                "import the source again with `gasim teacher import`"
+            )
+        try:
+            actions, outputs = fields["actions"], fields["outputs"]
+            if actions["type"] != "discrete":
+                raise UserError(f"actions.type: {actions['type']!r} is not supported; only 'discrete' is")
+            if outputs not in ("logits", "q_values"):
+                raise UserError(f"outputs: {outputs!r} is not one of 'logits', 'q_values'")
+            return cls(
+                architecture=fields["architecture"],
+                observation=ObservationSpec.from_json(fields["observation"]),
+                actions=int(actions["n"]),
+                outputs=outputs,
+                output_scale=float(fields.get("output_scale", 1.0)),
+                source=fields.get("source", {}),
+            )
+        except KeyError as error:
+            raise UserError(f"{error.args[0]}: missing") from error
+
+
+class Model(nn.Module):
+    """A network that takes observations as the environment gives them.
+
+    Raises UserError if the architecture is unknown or its settings do not fit.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = build_network(config.architecture, config.observation.network_shape, config.actions)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Observations (N, *shape), any dtype, in the environment's units -> logits or Q-values (N, actions)."""
+        outputs: Tensor = self.network(self.config.observation.normalise(observations))
+        return outputs
+
+    def frozen(self) -> Model:
+        """Itself in evaluation mode with no parameter that learns: what a teacher is."""
+        return self.eval().requires_grad_(False)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of weights and biases."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` into the folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=1) + "\n")
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read only `config.json`; raises UserError if it is missing, unreadable or of another version."""
+    path = folder / "config.json"
+    try:
+        return ModelConfig.from_json(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no model there (config.json is missing)") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def load_model(folder: str | Path) -> Model:
+    """Load a teacher or a student, on the CPU and in evaluation mode; half-precision weights become float32.
+
+    Raises UserError if the folder is missing, its weights are truncated, or they do not fit the architecture.
+    """
+    folder = Path(folder)
+    model = Model(load_config(folder))
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); it is missing or truncated") from error
+    load_weights(model.network, weights, path)
+    return model.eval()
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor], source: Path | str) -> None:
+    """Fill a network; raises UserError that names missing keys, extra keys and shapes that differ."""
+    expected = network.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in weights]
+    problems += [f"unexpected {name}" for name in weights if name not in expected]
+    problems += [
+        f"{name} is {list(weights[name].shape)} where the architecture has {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        raise UserError(f"{source}: the weights do not fit the architecture: {'; '.join(problems)}")
+    network.load_state_dict({name: t.to(expected[name].dtype) for name, t in weights.items()})
+
+
+def check_finite(outputs: Tensor, who: str) -> Tensor:
+    """Return the outputs; raises UserError if one is NaN or infinite."""
+    if not torch.isfinite(outputs).all():
+        raise UserError(f"{who}: answered NaN or infinity to an observation within bounds; its weights are unusable")
+    return outputs

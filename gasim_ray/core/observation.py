@@ -1,0 +1,153 @@
+"""What a network observes: shape, dtype, layout, bounds, normalisation and frame stack."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gasim_ray.errors import UserError
+
+Layout = Literal["vector", "CHW", "HWC"]
+
+#: An unbounded coordinate is explored within this many units (standard deviations, where the policy ships a
+#: normaliser) around its centre.
+UNBOUNDED_REACH = 10.0
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """The observations that a network was trained on, as its environment or data set gives them.
+
+    Raises UserError if the fields contradict each other.
+    """
+
+    #: Shape of one observation, the frame stack included.
+    shape: tuple[int, ...]
+    #: Storage type of one observation.
+    dtype: Literal["float32", "uint8"]
+    #: `vector` for one axis; `CHW` or `HWC` for images.
+    layout: Layout
+    #: Lowest value: one for all, or one for each element of a vector. None is unbounded.
+    low: tuple[float | None, ...]
+    #: Highest value, likewise.
+    high: tuple[float | None, ...]
+    #: Subtracted before the network reads an observation: one for all, one a vector element or one a channel.
+    mean: tuple[float, ...] = (0.0,)
+    #: What is then divided by, likewise.
+    std: tuple[float, ...] = (1.0,)
+    #: Values are clipped to plus and minus this after normalisation; None for no clipping.
+    clip: float | None = None
+    #: Number of successive frames that one observation holds.
+    stack: int = 1
+
+    def __post_init__(self) -> None:
+        expected_axes = 1 if self.layout == "vector" else 3
+        if len(self.shape) != expected_axes or any(n < 1 for n in self.shape):
+            raise UserError(
+                f"observation.shape: {list(self.shape)} does not fit layout {self.layout!r}; "
+                f"give {expected_axes} positive size(s)"
+            )
+        per_element = (1, self.shape[0]) if self.layout == "vector" else (1,)
+        per_channel = (1, self.channels)
+        for name, sizes in (
+            ("low", per_element),
+            ("high", per_element),
+            ("mean", per_channel),
+            ("std", per_channel),
+        ):
+            if len(getattr(self, name)) not in sizes:
+                raise UserError(
+                    f"observation.{name}: {len(getattr(self, name))} values for shape {list(self.shape)}; "
+                    f"give {' or '.join(str(s) for s in dict.fromkeys(sizes))}"
+                )
+        if any(s <= 0 for s in self.std):
+            raise UserError(f"observation.std: {min(self.std)} is not positive")
+        low, high = self.bounds()
+        if bool((low >= high).any()):
+            raise UserError(f"observation.low: {self.low} is not below observation.high: {self.high}")
+
+    @property
+    def channels(self) -> int:
+        """Number of vector elements or of image channels, the frame stack included."""
+        return self.shape[-1] if self.layout == "HWC" else self.shape[0]
+
+    @property
+    def is_image(self) -> bool:
+        """Whether an observation is a picture rather than a vector."""
+        return self.layout != "vector"
+
+    @property
+    def network_shape(self) -> tuple[int, ...]:
+        """Shape of what `normalise` returns for one observation: (channels, height, width), or (elements,)."""
+        if self.layout == "HWC":
+            height, width, channels = self.shape
+            return (channels, height, width)
+        return self.shape
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The storage type as PyTorch names it."""
+        return torch.uint8 if self.dtype == "uint8" else torch.float32
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Finite bounds, float32, that broadcast against a batch of observations.
+
+        Where the environment states none, UNBOUNDED_REACH standard deviations around the mean stand in.
+        """
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        if self.is_image:
+            mean, std = mean.mean(), std.mean()
+        low = self._filled(self.low, mean - UNBOUNDED_REACH * std)
+        high = self._filled(self.high, mean + UNBOUNDED_REACH * std)
+        return low, high
+
+    def _filled(self, values: tuple[float | None, ...], missing: Tensor) -> Tensor:
+        given = torch.tensor([float("nan") if v is None else v for v in values], dtype=torch.float32)
+        filled = torch.where(given.isnan(), missing, given)
+        return filled.reshape(-1, 1, 1) if self.is_image else filled
+
+    def normalise(self, observations: Tensor) -> Tensor:
+        """Observations (N, *shape) of any dtype -> network input (N, *network_shape), float32, differentiable."""
+        x = observations.float()
+        if self.layout == "HWC":
+            x = x.permute(0, 3, 1, 2)
+        mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
+        if self.is_image:
+            mean, std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
+        x = (x - mean) / std
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+    def quantise(self, observations: Tensor) -> Tensor:
+        """Clamp (N, *shape) to the bounds and store it in the spec's dtype; uint8 rounds to the grid."""
+        low, high = (b.to(observations.device) for b in self.bounds())
+        x = torch.minimum(torch.maximum(observations, low), high)
+        return x.round().to(torch.uint8) if self.dtype == "uint8" else x
+
+    def check_batch(self, observations: npt.NDArray[Any]) -> None:
+        """Raise UserError unless the array is (N, *shape)."""
+        if observations.shape[1:] != self.shape:
+            raise UserError(
+                f"observations: shape {list(observations.shape[1:])} where the model reads {list(self.shape)}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready description, which `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> ObservationSpec:
+        """Inverse of `to_json`; raises UserError for an unknown or missing field."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"observation: {error}") from error
+
+    def numpy_dtype(self) -> npt.DTypeLike:
+        """The storage type as NumPy names it."""
+        return np.dtype(self.dtype)

@@ -1,0 +1,72 @@
+"""The bounded pool of synthetic observations that the student replays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gasim_ray.core.observation import ObservationSpec
+
+
+class Pool:
+    """A ring of observations with the teacher's policy logits and the student's last loss on each.
+
+    Observations are kept in the spec's dtype on the learner's device. When the pool is full the oldest are replaced:
+    what early generators found has been replayed most by then.
+    """
+
+    def __init__(self, capacity: int, spec: ObservationSpec, actions: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.observations = torch.zeros((capacity, *spec.shape), dtype=spec.torch_dtype, device=device)
+        self.logits = torch.zeros((capacity, actions), device=device)
+        self.losses = torch.zeros(capacity, device=device)
+        self.added = 0
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, observations: Tensor, logits: Tensor) -> None:
+        """Store (N, *shape) and (N, actions); of more than the capacity only the last are kept.
+
+        A new observation counts as hardest until the student has seen it.
+        """
+        kept = min(len(observations), self.capacity)
+        self.added += len(observations) - kept
+        slots = (torch.arange(kept, device=self.losses.device) + self.added) % self.capacity
+        self.observations[slots] = observations[-kept:].to(self.observations)
+        self.logits[slots] = logits[-kept:].to(self.logits)
+        self.losses[slots] = torch.inf
+        self.added += kept
+
+    def draw(self, count: int, hard: float, rng: torch.Generator) -> Tensor:
+        """Slots (count,) int64 to replay: a share `hard` with the highest stored loss among as many again times four.
+
+        The rest, and the candidates, are drawn uniformly with replacement. Raises ValueError if the pool is empty.
+        """
+        if len(self) == 0:
+            raise ValueError("the pool is empty")
+        hardest = int(count * hard)
+        candidates = torch.randint(len(self), (4 * hardest,), generator=rng, device=self.losses.device)
+        chosen = candidates[self.losses[candidates].topk(hardest).indices] if hardest else candidates
+        uniform = torch.randint(len(self), (count - hardest,), generator=rng, device=self.losses.device)
+        return torch.cat([chosen, uniform])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: only the filled part."""
+        filled = len(self)
+        return {
+            "observations": self.observations[:filled],
+            "logits": self.logits[:filled],
+            "losses": self.losses[:filled],
+            "added": torch.tensor(self.added),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict` for a pool of the same capacity."""
+        filled = len(state["losses"])
+        self.observations[:filled] = state["observations"]
+        self.logits[:filled] = state["logits"]
+        self.losses[:filled] = state["losses"]
+        self.added = int(state["added"])

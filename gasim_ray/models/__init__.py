@@ -1,0 +1,55 @@
+"""Architectures of students and teachers: one file a family, one line of registration."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+from torch import nn
+
+from gasim_ray.errors import UserError
+from gasim_ray.models.lenet import LeNet5
+from gasim_ray.models.mlp import MLP, DuelingMLP
+
+#: Name -> factory(input_shape, outputs, **settings).
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "dueling_mlp": DuelingMLP,
+    "lenet5": LeNet5,
+}
+
+
+def resolve(reference: str, field: str) -> Callable[..., Any]:
+    """Import `package.module:name`; raises UserError that says what could not be found."""
+    module_name, _, name = reference.partition(":")
+    try:
+        factory: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{field}: {reference!r} cannot be imported ({error})") from error
+    return factory
+
+
+def build_network(architecture: dict[str, Any], input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Make a network that maps (N, *input_shape) to (N, outputs).
+
+    Raises UserError for an unknown name or settings that the factory refuses.
+    """
+    settings = dict(architecture)
+    name = str(settings.pop("name", ""))
+    if ":" in name:
+        factory = resolve(name, "architecture")
+    elif name in ARCHITECTURES:
+        factory = ARCHITECTURES[name]
+    else:
+        near = get_close_matches(name, ARCHITECTURES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ARCHITECTURES)}"
+        raise UserError(f"architecture: {name!r} is not known; {hint} Or give package.module:factory")
+    try:
+        network = factory(input_shape, outputs, **settings)
+    except Exception as error:
+        raise UserError(f"architecture: {name} refuses {settings} for input {list(input_shape)}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"architecture: {name} made a {type(network).__name__}, not a torch.nn.Module")
+    return network
