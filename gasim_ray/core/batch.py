@@ -10,22 +10,43 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True)
+class BatchInfo:
+    """Where a batch came from: small enough for whoever drives the loop to read every one."""
+
+    #: Which generator made it: its place among all generators of the run.
+    generator: int
+    #: How often that generator had been re-initialised before.
+    generation: int
+    #: Number of the order that it answers; with the run's seed and the actor it fixes all randomness.
+    order: int
+    #: Student steps behind the student weights that it was made against.
+    student_step: int
+    #: Observations in the batch.
+    count: int
+    #: Fraction of them on which the teacher and that student chose the same action.
+    agreement: float
+    #: The generator's objective before its last step.
+    objective: float
+    #: Seconds that making it took.
+    seconds: float
+
+
+@dataclass(frozen=True)
 class SyntheticBatch:
     """Invented observations with the teacher's answers; NumPy, so that Ray's object store does not copy it."""
 
     #: (N, *spec.shape) in the spec's dtype.
     observations: npt.NDArray[Any]
-    #: (N, outputs) float32: the teacher's raw logits or Q-values.
-    teacher_outputs: npt.NDArray[np.float32]
-    #: Which generator made it: its place among all generators of the run.
-    generator: int
-    #: How often that generator had been re-initialised before.
-    generation: int
-    #: Number of the order that it answers; with the run's seed and the generator it fixes all randomness.
-    order: int
-    #: Student steps behind the student weights that it was made against.
-    student_step: int
-    #: Fraction of its observations on which teacher and that student chose the same action.
-    agreement: float
-    #: Seconds that making it took.
-    seconds: float
+    #: (N, actions) float32: the teacher's policy logits, see core.outputs.
+    teacher_logits: npt.NDArray[np.float32]
+    info: BatchInfo
+
+
+@dataclass(frozen=True)
+class StudentWeights:
+    """A student as the learner hands it out."""
+
+    #: Student steps taken so far.
+    step: int
+    #: Name -> array, the student network's state dict.
+    tensors: dict[str, npt.NDArray[Any]]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from gasim_ray.errors import UserError
+from gasim_ray.models.cnn import CNN
 from gasim_ray.models.lenet import LeNet5
 from gasim_ray.models.mlp import MLP, DuelingMLP
 
@@ -18,6 +19,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "dueling_mlp": DuelingMLP,
     "lenet5": LeNet5,
+    "cnn": CNN,
 }
 
 

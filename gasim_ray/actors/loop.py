@@ -1,0 +1,196 @@
+"""The loop between generators and learner. It only passes references on, so it answers at once.
+
+Asynchronous: every generator actor has a bounded number of orders under way; an order carries the latest student
+weights. Batches that arrive go to the learner, which has up to two updates queued, so it never waits; an actor whose
+batches were not yet taken gets no new order, so a slow learner slows the generators down.
+
+Synchronous: one order for each actor, then one update, in a fixed order: repeatable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gasim_ray.actors.workers import Answer, WorkerLost, Workers
+from gasim_ray.config import DistillConfig
+from gasim_ray.core.batch import BatchInfo
+from gasim_ray.core.learner import LearnerReport
+
+#: Updates that wait at the learner or run there.
+UPDATES_IN_FLIGHT = 2
+#: How much the newest batch counts in the running mean of agreement and staleness.
+SMOOTHING = 0.05
+#: Seconds that the loop waits at most before it looks at clocks and interrupts again.
+TICK_SECONDS = 0.2
+
+
+@dataclass
+class Progress:
+    """Where a run stands; every field is a column of metrics.csv."""
+
+    #: Seconds of distillation, those before a resume included.
+    seconds: float = 0.0
+    #: Share of the budget that is spent.
+    spent: float = 0.0
+    #: Synthetic observations that were handed to the learner.
+    observations: int = 0
+    student_steps: int = 0
+    #: Mean student loss of the last update.
+    loss: float = float("nan")
+    #: Running mean of teacher's and student's agreement on batches as they were made.
+    agreement: float = float("nan")
+    #: Running mean of the student steps between the weights that a batch was made against and its use.
+    staleness: float = 0.0
+    #: Observations in the pool.
+    pool_size: int = 0
+    #: Generators started anew by clock or stagnation.
+    reinitialisations: int = 0
+    #: Generator actors that died and were replaced.
+    restarts: int = 0
+    #: Generator actors that answered since they were started.
+    actors_alive: int = 0
+
+
+@dataclass
+class Loop:
+    """Drives workers until the budget is spent or `stop` says so."""
+
+    workers: Workers
+    config: DistillConfig
+    stop: Callable[[], bool]
+    #: Called after every step with the progress; it may write a checkpoint through `state`.
+    report: Callable[[Loop], None]
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.next_order = [0] * self.config.generator.actors
+        self.generations: dict[int, int] = {}
+        self.answered: set[int] = set()
+        self.weights = self.workers.student_weights()
+        self.orders: dict[Answer, int] = {}
+        self.updates: list[Answer] = []
+        self.arrived: list[tuple[int, Answer, BatchInfo]] = []
+
+    def run(self) -> Progress:
+        """Run to the end of the budget; returns the last progress."""
+        started = time.perf_counter() - self.progress.seconds
+        step = self._round if self.config.local or self.config.synchronous else self._pump
+        while True:
+            self.progress.seconds = time.perf_counter() - started
+            self._measure_budget()
+            self.report(self)
+            if self.progress.spent >= 1.0 or self.stop():
+                break
+            step()
+        self._drain()
+        return self.progress
+
+    def _measure_budget(self) -> None:
+        p = self.progress
+        p.spent = self.config.budget.spent(p.seconds, p.observations, p.student_steps)
+
+    def _round(self) -> None:
+        for actor in range(len(self.next_order)):
+            self._order(actor)
+        for answer, actor in list(self.orders.items()):
+            self._take_order(answer, actor, ask_again=True)
+        self.arrived.sort(key=lambda item: item[0])
+        self._update(len(self.arrived))
+        self._finish_updates(self.updates)
+
+    def _pump(self) -> None:
+        for actor in range(len(self.next_order)):
+            waiting = sum(1 for a in self.orders.values() if a == actor) + sum(a == actor for a, _, _ in self.arrived)
+            for _ in range(self.config.generator.in_flight - waiting):
+                self._order(actor)
+        for answer in self.workers.ready([*self.orders, *self.updates], TICK_SECONDS):
+            if answer in self.orders:
+                self._take_order(answer, self.orders[answer], ask_again=False)
+            else:
+                self._finish_updates([answer])
+        if self.arrived and len(self.updates) < UPDATES_IN_FLIGHT:
+            self._update(1)
+        elif self.progress.observations and not self.updates:
+            self._update(0)
+
+    def _order(self, actor: int) -> None:
+        number = self.next_order[actor]
+        self.next_order[actor] += 1
+        self.orders[self.workers.order(actor, number, self.weights)] = actor
+
+    def _take_order(self, answer: Answer, actor: int, ask_again: bool) -> None:
+        del self.orders[answer]
+        try:
+            info: BatchInfo = self.workers.read(answer.summary)
+        except WorkerLost:
+            self._replace(actor)
+            if ask_again:
+                self.next_order[actor] -= 1
+                self._order(actor)
+                again = next(a for a, who in self.orders.items() if who == actor)
+                self._take_order(again, actor, ask_again)
+            return
+        self.arrived.append((actor, answer, info))
+        self.answered.add(actor)
+        self.generations[info.generator] = info.generation
+        p = self.progress
+        p.agreement = mixed(p.agreement, info.agreement)
+        p.actors_alive = len(self.answered)
+
+    def _replace(self, actor: int) -> None:
+        if actor not in self.answered and self.progress.restarts >= 10 * len(self.next_order):
+            raise WorkerLost(f"generator actor {actor} dies again and again before its first answer")
+        lost = [answer for answer, who in self.orders.items() if who == actor]
+        for answer in lost:
+            del self.orders[answer]
+        self.answered.discard(actor)
+        self.progress.restarts += 1
+        self.workers.replace(actor)
+
+    def _update(self, count: int) -> None:
+        taken, self.arrived = self.arrived[:count], self.arrived[count:]
+        answer = self.workers.update(self.progress.spent, [batch.payload for _, batch, _ in taken])
+        self.updates.append(answer)
+        p = self.progress
+        for _, _, info in taken:
+            p.observations += info.count
+            p.staleness = mixed(p.staleness, p.student_steps - info.student_step)
+        p.reinitialisations = sum(self.generations.values())
+
+    def _finish_updates(self, answers: list[Answer]) -> None:
+        for answer in list(answers):
+            report: LearnerReport = self.workers.read(answer.summary)
+            self.updates.remove(answer)
+            self.weights = answer.payload
+            p = self.progress
+            p.student_steps, p.loss, p.pool_size = report.student_step, report.loss, report.pool_size
+
+    def _drain(self) -> None:
+        self._finish_updates(self.updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps; between two steps of the loop."""
+        exact = self.config.local or self.config.synchronous
+        return {
+            "learner": self.workers.learner_state(),
+            "generators": self.workers.generator_states() if exact else [],
+            "next_order": self.next_order,
+            "progress": dict(vars(self.progress)),
+            "generations": dict(self.generations),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.workers.restore(state["learner"], state["generators"])
+        self.next_order = list(state["next_order"])
+        self.progress = Progress(**{**state["progress"], "actors_alive": 0})
+        self.generations = dict(state["generations"])
+        self.weights = self.workers.student_weights()
+
+
+def mixed(mean: float, value: float) -> float:
+    """Running mean that starts at the first value."""
+    return value if mean != mean else (1 - SMOOTHING) * mean + SMOOTHING * value

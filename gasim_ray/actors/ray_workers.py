@@ -1,0 +1,162 @@
+"""The same workers as Ray actors, spread over the cluster's nodes. Only this file and the command line know Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from gasim_ray.actors.workers import Answer, WorkerLost, make_learner, make_synthesizer, use_threads
+from gasim_ray.config import DistillConfig
+from gasim_ray.core.learner import Learner
+from gasim_ray.core.model import Model
+from gasim_ray.core.synthesizer import Synthesizer
+from gasim_ray.errors import UserError
+
+#: CPUs that the learner actor reserves.
+LEARNER_CPUS = 1.0
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS or this machine names, or start one here; does nothing if connected."""
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="warning")
+
+
+class GeneratorActor:
+    """A Synthesizer in a process of its own."""
+
+    def __init__(self, teacher: Model, config: DistillConfig, actor: int) -> None:
+        use_threads(config.generator.cpus)
+        device = "cuda" if config.generator.gpus > 0 else "cpu"
+        self.synthesizer: Synthesizer = make_synthesizer(teacher, config, actor, device)
+
+    def synthesize(self, order: int, weights: Any) -> Any:
+        """See Synthesizer."""
+        return self.synthesizer.synthesize(order, weights)
+
+    def state_dict(self) -> Any:
+        """See Synthesizer."""
+        return self.synthesizer.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """See Synthesizer."""
+        self.synthesizer.load_state_dict(state)
+
+
+class LearnerActor:
+    """A Learner in a process of its own."""
+
+    def __init__(self, teacher: Model, config: DistillConfig) -> None:
+        use_threads(LEARNER_CPUS)
+        self.learner: Learner = make_learner(teacher, config, config.device)
+
+    def update(self, progress: float, *batches: Any) -> Any:
+        """See Learner."""
+        return self.learner.update(progress, *batches)
+
+    def weights(self) -> Any:
+        """See Learner."""
+        return self.learner.weights()
+
+    def state_dict(self) -> Any:
+        """See Learner."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """See Learner."""
+        self.learner.load_state_dict(state)
+
+
+class RayWorkers:
+    """One learner actor, and generator actors that are replaced when they die."""
+
+    def __init__(self, teacher: Model, config: DistillConfig) -> None:
+        check_resources(config)
+        self.config = config
+        self.teacher = ray.put(teacher)
+        learner_gpus = 1 if config.device.startswith("cuda") and config.generator.gpus == 0 else config.generator.gpus
+        self.learner = (
+            ray.remote(LearnerActor).options(num_cpus=LEARNER_CPUS, num_gpus=learner_gpus).remote(self.teacher, config)
+        )
+        self.generators = [self._start(actor) for actor in range(config.generator.actors)]
+        ray.get([actor.__ray_ready__.remote() for actor in (self.learner, *self.generators)])
+
+    def _start(self, actor: int) -> Any:
+        generator = self.config.generator
+        options = {"num_cpus": generator.cpus, "num_gpus": generator.gpus, "scheduling_strategy": "SPREAD"}
+        return ray.remote(GeneratorActor).options(**options).remote(self.teacher, self.config, actor)
+
+    def order(self, actor: int, order: int, weights: Any) -> Answer:
+        """See Workers."""
+        return Answer(*self.generators[actor].synthesize.options(num_returns=2).remote(order, weights))
+
+    def update(self, progress: float, batches: Sequence[Any]) -> Answer:
+        """See Workers."""
+        return Answer(*self.learner.update.options(num_returns=2).remote(progress, *batches))
+
+    def ready(self, answers: Sequence[Answer], timeout: float) -> list[Answer]:
+        """See Workers."""
+        references = [answer.summary for answer in answers]
+        done, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        if not done:
+            done, _ = ray.wait(references, num_returns=1, timeout=timeout, fetch_local=False)
+        arrived = set(done)
+        return [answer for answer in answers if answer.summary in arrived]
+
+    def read(self, summary: Any) -> Any:
+        """See Workers; a mistake of the user's is raised as it was in the actor."""
+        try:
+            return ray.get(summary)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+        except RayActorError as error:
+            raise WorkerLost(str(error)) from error
+
+    def student_weights(self) -> Any:
+        """See Workers."""
+        return self.learner.weights.remote()
+
+    def replace(self, actor: int) -> None:
+        """See Workers."""
+        self.generators[actor] = self._start(actor)
+
+    def learner_state(self) -> dict[str, Any]:
+        """See Workers."""
+        state: dict[str, Any] = self.read(self.learner.state_dict.remote())
+        return state
+
+    def generator_states(self) -> list[Any]:
+        """See Workers."""
+        return [self.read(generator.state_dict.remote()) for generator in self.generators]
+
+    def restore(self, learner: dict[str, Any], generators: Sequence[Any]) -> None:
+        """See Workers."""
+        self.read(self.learner.load_state_dict.remote(learner))
+        for generator, state in zip(self.generators, generators, strict=False):
+            self.read(generator.load_state_dict.remote(state))
+
+    def close(self) -> None:
+        """See Workers."""
+        for actor in [self.learner, *self.generators]:
+            ray.kill(actor)
+
+
+def check_resources(config: DistillConfig) -> None:
+    """Raise UserError if the cluster has less free than the run reserves: Ray would wait for ever."""
+    generator = config.generator
+    wanted = {
+        "CPU": LEARNER_CPUS + generator.actors * generator.cpus,
+        "GPU": generator.actors * generator.gpus + (1 if config.device.startswith("cuda") else 0),
+    }
+    there = ray.available_resources()
+    for resource, amount in wanted.items():
+        if amount > there.get(resource, 0.0):
+            raise UserError(
+                f"generator.actors: {generator.actors} actors and the learner reserve {amount:g} {resource}, "
+                f"{there.get(resource, 0.0):g} is free; lower generator.actors or generator.{resource.lower()}s"
+            )

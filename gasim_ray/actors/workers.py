@@ -1,0 +1,133 @@
+"""Generators and the learner behind one interface: in this process, or as Ray actors.
+
+The loop hands out calls and gets `Answer`s: a small summary that it reads, and a payload (a batch, or student weights)
+that it only passes on. With Ray both are references, so observations go from a generator straight to the learner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from gasim_ray.config import DistillConfig
+from gasim_ray.core.batch import StudentWeights
+from gasim_ray.core.distill import new_student
+from gasim_ray.core.learner import Learner
+from gasim_ray.core.model import Model
+from gasim_ray.core.synthesizer import Synthesizer
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a call returns: values in this process, object references on Ray."""
+
+    summary: Any
+    payload: Any
+
+
+class WorkerLost(Exception):  # noqa: N818
+    """The actor behind an answer died before it answered."""
+
+
+class Workers(Protocol):
+    """What the loop drives."""
+
+    def order(self, actor: int, order: int, weights: Any) -> Answer:
+        """Ask a generator actor for a batch: summary BatchInfo, payload SyntheticBatch."""
+
+    def update(self, progress: float, batches: Sequence[Any]) -> Answer:
+        """Have the learner take in batches: summary LearnerReport, payload StudentWeights."""
+
+    def ready(self, answers: Sequence[Answer], timeout: float) -> list[Answer]:
+        """Those that have arrived, waiting up to `timeout` seconds for the first."""
+
+    def read(self, summary: Any) -> Any:
+        """The value of a summary; raises WorkerLost if its actor died."""
+
+    def student_weights(self) -> Any:
+        """The learner's current weights, as an order takes them."""
+
+    def replace(self, actor: int) -> None:
+        """Start a generator actor anew in the place of a lost one."""
+
+    def learner_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the learner."""
+
+    def generator_states(self) -> list[Any]:
+        """What a synchronous run's checkpoint keeps of each generator actor."""
+
+    def restore(self, learner: dict[str, Any], generators: Sequence[Any]) -> None:
+        """Put a checkpoint's states back; `generators` may be empty."""
+
+    def close(self) -> None:
+        """Let go of all actors."""
+
+
+def make_synthesizer(teacher: Model, config: DistillConfig, actor: int, device: str) -> Synthesizer:
+    """The plain generator worker of one actor."""
+    student = new_student(teacher, config.student, config.seed)
+    return Synthesizer(teacher, student, config.generator, config.objective, actor, config.seed, device)
+
+
+def make_learner(teacher: Model, config: DistillConfig, device: str) -> Learner:
+    """The plain learner."""
+    return Learner(teacher, config.student, config.pool, config.seed, device)
+
+
+class LocalWorkers:
+    """Everything in this process: for tests, for a debugger, and to measure what Ray costs."""
+
+    def __init__(self, teacher: Model, config: DistillConfig) -> None:
+        use_threads(1)
+        self.learner = make_learner(teacher, config, config.device)
+        self.synthesizers = [
+            make_synthesizer(teacher, config, actor, config.device) for actor in range(config.generator.actors)
+        ]
+
+    def order(self, actor: int, order: int, weights: StudentWeights) -> Answer:
+        """See Workers; computed at once."""
+        return Answer(*self.synthesizers[actor].synthesize(order, weights))
+
+    def update(self, progress: float, batches: Sequence[Any]) -> Answer:
+        """See Workers; computed at once."""
+        return Answer(*self.learner.update(progress, *batches))
+
+    def ready(self, answers: Sequence[Answer], timeout: float) -> list[Answer]:
+        """All of them."""
+        return list(answers)
+
+    def read(self, summary: Any) -> Any:
+        """The value itself."""
+        return summary
+
+    def student_weights(self) -> StudentWeights:
+        """See Workers."""
+        return self.learner.weights()
+
+    def replace(self, actor: int) -> None:
+        """Nothing can be lost here."""
+
+    def learner_state(self) -> dict[str, Any]:
+        """See Workers."""
+        return self.learner.state_dict()
+
+    def generator_states(self) -> list[Any]:
+        """See Workers."""
+        return [synthesizer.state_dict() for synthesizer in self.synthesizers]
+
+    def restore(self, learner: dict[str, Any], generators: Sequence[Any]) -> None:
+        """See Workers."""
+        self.learner.load_state_dict(learner)
+        for synthesizer, state in zip(self.synthesizers, generators, strict=False):
+            synthesizer.load_state_dict(state)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def use_threads(cpus: float) -> None:
+    """Give PyTorch as many threads as the actor reserved CPUs, at least one."""
+    torch.set_num_threads(max(1, int(cpus)))

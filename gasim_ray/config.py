@@ -1,0 +1,165 @@
+"""The configuration of a distillation: one tree for the command line, YAML files and dotted keys.
+
+Precedence, lowest first: defaults, the method's preset, the YAML file, dotted keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from gasim_ray import methods
+from gasim_ray.core.model import load_config
+from gasim_ray.core.settings import (
+    BudgetSettings,
+    GeneratorSettings,
+    ObjectiveSettings,
+    PoolSettings,
+    StudentSettings,
+    check_range,
+)
+from gasim_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """One distillation."""
+
+    section = "config"
+
+    #: Folder of the teacher, made by `gasim teacher train` or `gasim teacher import`.
+    teacher: str
+    #: Preset that the other settings start from: noise, dafl, gas, gasim.
+    method: str = "gasim"
+    #: Folder that the run is written to; by default runs/<teacher>-<method>-<seed>.
+    out: str | None = None
+    #: Fixes all randomness of the synchronous mode.
+    seed: int = 0
+    #: Where networks compute: cpu, cuda, or cuda:N with --local.
+    device: str = "cpu"
+    #: Run in this process without Ray, one generator after another, synchronously.
+    local: bool = False
+    #: With Ray: wait for every generator before each update, so that the same seed gives the same student.
+    synchronous: bool = False
+    #: Seconds between checkpoints.
+    checkpoint_seconds: float = 30.0
+    student: StudentSettings = field(default_factory=StudentSettings)
+    generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    pool: PoolSettings = field(default_factory=PoolSettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
+
+    def __post_init__(self) -> None:
+        check_range(self, {"seed": 0, "checkpoint_seconds": 0.1})
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"device: {self.device!r} is not one of cpu, cuda, cuda:N")
+        if self.pool.replay < 1 and self.student.batch_size > self.generator.batch_size:
+            raise UserError(
+                f"student.batch_size: {self.student.batch_size} is more than generator.batch_size "
+                f"({self.generator.batch_size}), and pool.replay {self.pool.replay} < 1 takes fresh observations"
+            )
+
+    def run_folder(self) -> Path:
+        """Where the run is written."""
+        return Path(self.out or f"runs/{Path(self.teacher).name}-{self.method}-{self.seed}")
+
+    def to_yaml(self) -> str:
+        """The whole tree as YAML that `gasim distill` reads back."""
+        return yaml.safe_dump(plain(asdict(self)), sort_keys=False)
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, all the way down: what YAML and JSON write."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of the tree; its --help is the dataclasses' documentation."""
+    parser = ArgumentParser(prog="gasim distill", exit_on_error=False)
+    parser.add_class_arguments(DistillConfig, fail_untyped=True)
+    return parser
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML mapping; raises UserError if the file is missing, malformed or something else."""
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as a configuration ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no mapping of keys to values")
+    return content
+
+
+def parse_config(arguments: Sequence[str], file: str | None = None) -> DistillConfig:
+    """Build the configuration from dotted arguments over an optional YAML file.
+
+    Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible value.
+    """
+    return build_config(read_yaml(file) if file else {}, arguments)
+
+
+def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> DistillConfig:
+    """The same from a nested mapping."""
+    check_keys(tree)
+    first = parse(make_parser(), tree, arguments)
+    spec = load_config(Path(first.teacher)).observation
+    parser = make_parser()
+    for section, values in methods.preset(first.method, spec).items():
+        parser.set_defaults({f"{section}.{key}": value for key, value in values.items()})
+    return instantiate(parser, parse(parser, tree, arguments))
+
+
+def parse(parser: ArgumentParser, tree: dict[str, Any], arguments: Sequence[str]) -> Namespace:
+    """Parse both layers; raises UserError in one line."""
+    try:
+        base = parser.parse_object(tree, defaults=True) if tree else None
+        return parser.parse_args(list(arguments), namespace=base)
+    except (ArgumentError, TypeError, KeyError, ValueError) as error:
+        raise UserError(explain(str(error))) from error
+
+
+def instantiate(parser: ArgumentParser, namespace: Namespace) -> DistillConfig:
+    """Dataclasses from a parsed namespace."""
+    return DistillConfig(**parser.instantiate_classes(namespace).as_dict())
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the tree."""
+    return [key for key in make_parser().get_defaults().keys() if key != "help"]  # noqa: SIM118
+
+
+def check_keys(tree: dict[str, Any]) -> None:
+    """Raise UserError for the first key of a nested mapping that the tree does not have."""
+    known = known_keys()
+    sections = {key.split(".")[0] for key in known if "." in key}
+
+    for key, value in tree.items():
+        names = [f"{key}.{inner}" for inner in value] if key in sections and isinstance(value, dict) else [key]
+        for name in names:
+            if name not in known and name not in sections:
+                raise UserError(unknown_key(name, known))
+
+
+def unknown_key(name: str, known: Sequence[str]) -> str:
+    """The message for a key that is not in the tree."""
+    near = get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"{name}: no such key; did you mean {near[0]}?" if near else f"{name}: no such key; see gasim distill --help"
+
+
+def explain(message: str) -> str:
+    """One line of a parser's error; an unrecognised argument names the nearest key."""
+    line = " ".join(message.split())
+    found = re.search(r"(?:[Uu]nrecognized arguments:|[Uu]nrecognized options:) --([\w.-]+)", line)
+    return unknown_key(found.group(1), known_keys()) if found else line

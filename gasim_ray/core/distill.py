@@ -1,0 +1,148 @@
+"""The two losses of the game, shared by every way of running it: pure functions of networks and observations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from gasim_ray.core import objectives
+from gasim_ray.core.model import Model, ModelConfig
+from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.settings import ObjectiveSettings, StudentSettings
+from gasim_ray.errors import UserError
+
+
+def new_student(teacher: Model, settings: StudentSettings, seed: int) -> Model:
+    """A student with fresh weights that reads what the teacher reads and answers with policy logits."""
+    config = ModelConfig(
+        architecture=settings.architecture,
+        observation=teacher.config.observation,
+        actions=teacher.config.actions,
+        outputs="logits",
+        source={"teacher": teacher.config.source},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        student = Model(config)
+    example = torch.zeros((2, *config.observation.shape), dtype=config.observation.torch_dtype)
+    answered = list(student.eval()(example).shape)
+    if answered != [2, config.actions]:
+        raise UserError(
+            f"student.architecture: {config.architecture} answers {answered[1:]} where the teacher has "
+            f"{config.actions} actions"
+        )
+    return student.train()
+
+
+def student_loss(student: Tensor, teacher: Tensor, settings: StudentSettings) -> Tensor:
+    """Loss (N,) of policy logits (N, actions): T² KL(teacher || student) at temperature T (Hinton et al. 2015).
+
+    With `logits_weight` the mean absolute difference of the centred logits is added.
+    """
+    t = settings.temperature
+    log_teacher, log_student = torch.log_softmax(teacher / t, -1), torch.log_softmax(student / t, -1)
+    loss = t * t * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+    if settings.logits_weight:
+        loss = loss + settings.logits_weight * (student - teacher).abs().mean(-1)
+    return loss
+
+
+def generator_loss(
+    observations: Tensor, teacher: Model, student: Model, labels: Tensor, settings: ObjectiveSettings
+) -> Tensor:
+    """The weighted sum of the terms that are switched on, a scalar.
+
+    observations: (N, *shape) float within bounds; labels: (N,) int64, the actions wanted where `label` is on.
+    """
+    with recorded(teacher, settings) as record:
+        logits = policy_logits(teacher(observations), teacher.config.output_scale)
+    loss = logits.new_zeros(())
+    if settings.one_hot:
+        loss = loss + settings.one_hot * objectives.one_hot(logits).mean()
+    if settings.label:
+        loss = loss + settings.label * objectives.label(logits, labels).mean()
+    if settings.entropy:
+        loss = loss + settings.entropy * objectives.information_entropy(logits)
+    if settings.activation:
+        loss = loss + settings.activation * objectives.activation(record.features).mean()
+    if settings.adversarial:
+        guess = policy_logits(student(observations), 1.0)
+        terms = objectives.adversarial(logits, guess, settings.divergence, settings.bound, settings.masked)
+        loss = loss + settings.adversarial * terms.mean()
+    if settings.batch_norm:
+        loss = loss + settings.batch_norm * objectives.batch_norm_statistics(record.statistics)
+    if settings.total_variation:
+        images = teacher.config.observation.normalise(observations)
+        loss = loss + settings.total_variation * objectives.total_variation(images).mean()
+    return loss
+
+
+@dataclass
+class Record:
+    """What passed through a teacher in one forward pass."""
+
+    #: Input (N, features) of the last dense layer.
+    features: Tensor = field(default_factory=lambda: torch.empty(0))
+    #: (mean, variance, running mean, running variance) of each batch-norm layer.
+    statistics: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+
+@contextmanager
+def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
+    """Record what the switched-on terms need of the teacher's next forward pass.
+
+    Raises UserError if batch-norm statistics are asked for and the teacher stores none.
+    """
+    record, hooks = Record(), []
+
+    def keep_features(_: nn.Module, inputs: Any) -> None:
+        record.features = inputs[0]
+
+    def keep_statistics(layer: nn.Module, inputs: Any) -> None:
+        x, axes = inputs[0], [0, *range(2, inputs[0].dim())]
+        assert isinstance(layer.running_mean, Tensor)
+        assert isinstance(layer.running_var, Tensor)
+        record.statistics.append((x.mean(axes), x.var(axes, correction=0), layer.running_mean, layer.running_var))
+
+    if settings.activation:
+        hooks.append(last_dense(teacher).register_forward_pre_hook(keep_features))
+    if settings.batch_norm:
+        layers = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        if not layers:
+            raise UserError("objective.batch_norm: the teacher has no batch-norm layer; set it to 0")
+        hooks += [layer.register_forward_pre_hook(keep_statistics) for layer in layers]
+    try:
+        yield record
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def last_dense(teacher: Model) -> nn.Module:
+    """The dense layer that answers; raises UserError if there is none."""
+    found = [m for m in teacher.modules() if isinstance(m, nn.Linear) and m.out_features == teacher.config.actions]
+    if not found:
+        raise UserError("objective.activation: the teacher has no dense output layer; set it to 0")
+    return found[-1]
+
+
+def shifted(images: Tensor, most: int, rng: torch.Generator) -> Tensor:
+    """Images (N, channels, height, width) shifted together by up to `most` pixels; edges repeat."""
+    if most == 0:
+        return images
+    dy, dx = torch.randint(2 * most + 1, (2,), generator=rng, device=rng.device).tolist()
+    height, width = images.shape[-2:]
+    padded = F.pad(images.float(), (most, most, most, most), mode="replicate").to(images.dtype)
+    return padded[..., dy : dy + height, dx : dx + width]
+
+
+def with_source(model: Model, **entries: Any) -> Model:
+    """Add entries to what the model's config says about its origin; returns the model."""
+    model.config = replace(model.config, source={**model.config.source, **entries})
+    return model

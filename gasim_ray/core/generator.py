@@ -1,0 +1,212 @@
+"""Generators: a network from a latent vector to an observation, or the observations themselves as parameters.
+
+Both start, improve themselves against an objective, and emit a batch; methods choose between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil, prod
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.core.prior import Prior
+from gasim_ray.core.settings import GeneratorSettings
+
+#: Float observations (N, *shape) within bounds -> the scalar to minimise.
+Objective = Callable[[Tensor], Tensor]
+
+
+class Generator(Protocol):
+    """What an actor drives."""
+
+    def start(self, rng: torch.Generator) -> None:
+        """Forget everything and begin anew."""
+
+    def improve(self, objective: Objective, rng: torch.Generator) -> float:
+        """Take the settings' gradient steps; returns the objective before the last one, 0 if there was none."""
+
+    def emit(self, rng: torch.Generator) -> Tensor:
+        """A batch (N, *shape) of float observations within bounds, without gradient."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to go on exactly as now."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+
+
+class DirectGenerator:
+    """Observations drawn from a prior and moved a few steps, each along its own normalised gradient.
+
+    It holds nothing from one order to the next: re-initialisation at its limit.
+    """
+
+    def __init__(self, prior: Prior, settings: GeneratorSettings, probe: torch.Generator) -> None:
+        self.prior, self.settings = prior, settings
+        self.spread = element_spread(prior, probe)
+        self.observations = torch.empty(0)
+
+    def start(self, rng: torch.Generator) -> None:
+        """Draw a batch from the prior."""
+        self.observations = self.prior.sample(self.settings.batch_size, rng)
+
+    def improve(self, objective: Objective, rng: torch.Generator) -> float:
+        """See Generator; gradients are scaled to unit root mean square in each sample."""
+        value, steps = 0.0, self.settings.steps
+        for step in range(steps):
+            x = self.observations.requires_grad_()
+            loss = objective(x)
+            (gradient,) = torch.autograd.grad(loss, x)
+            direction = unit_rms(smooth(gradient * self.spread, self.settings.blur, self.prior.spec))
+            length = self.settings.learning_rate * (1 - 0.7 * step / max(1, steps - 1))
+            moved = x.detach() - length * self.spread * direction
+            self.observations = torch.minimum(torch.maximum(moved, self.prior.low), self.prior.high)
+            value = float(loss.detach())
+        return value
+
+    def emit(self, rng: torch.Generator) -> Tensor:
+        """The observations as they are now."""
+        return self.observations.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: every order starts anew."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class NetworkGenerator:
+    """A network trained with Adam; where there is a prior, what it makes starts as a sample of that prior."""
+
+    def __init__(
+        self, prior: Prior | None, settings: GeneratorSettings, spec: ObservationSpec, device: torch.device
+    ) -> None:
+        self.prior, self.settings, self.spec, self.device = prior, settings, spec, device
+        self.low, self.high = (b.to(device) for b in spec.bounds())
+
+    def start(self, rng: torch.Generator) -> None:
+        """New weights, new optimiser."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng, device=rng.device)))
+            self.network = generator_network(self.settings.latent, self.spec, self.prior is not None).to(self.device)
+        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate, betas=(0.5, 0.999))
+
+    def improve(self, objective: Objective, rng: torch.Generator) -> float:
+        """See Generator."""
+        value = 0.0
+        for _ in range(self.settings.steps):
+            loss = objective(self._make(rng))
+            self.optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            self.optimiser.step()
+            value = float(loss.detach())
+        return value
+
+    @torch.no_grad()
+    def emit(self, rng: torch.Generator) -> Tensor:
+        """Fresh latent vectors through the network."""
+        return self._make(rng)
+
+    def _make(self, rng: torch.Generator) -> Tensor:
+        count = self.settings.batch_size
+        raw = self.network(torch.randn((count, self.settings.latent), generator=rng, device=self.device))
+        if self.spec.layout == "HWC":
+            raw = raw.permute(0, 2, 3, 1)
+        if self.prior is not None:
+            unit = (self.prior.sample(count, rng) - self.low) / (self.high - self.low)
+            raw = raw + torch.logit(unit, eps=1e-4)
+        return self.low + (self.high - self.low) * torch.sigmoid(raw)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and optimiser."""
+        return {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.start(torch.Generator(device=self.device))
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def element_spread(prior: Prior, rng: torch.Generator) -> Tensor:
+    """Standard deviation of a prior's samples: (elements,) for vectors, a scalar for images."""
+    sample = prior.sample(1024, rng)
+    return sample.std(0).clamp_min(1e-6) if not prior.spec.is_image else sample.std().clamp_min(1e-6)
+
+
+def unit_rms(gradient: Tensor) -> Tensor:
+    """Scale each sample's gradient (N, *shape) to root mean square 1; an all-zero one stays zero."""
+    rms = gradient.flatten(1).pow(2).mean(1).sqrt().clamp_min(1e-20)
+    return gradient / rms.reshape(-1, *[1] * (gradient.dim() - 1))
+
+
+def smooth(images: Tensor, sigma: float, spec: ObservationSpec) -> Tensor:
+    """Gaussian blur of (N, *shape) along height and width; sigma 0 and vectors pass through."""
+    if sigma == 0 or not spec.is_image:
+        return images
+    if spec.layout == "HWC":
+        images = images.permute(0, 3, 1, 2)
+    radius = ceil(2 * sigma)
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, -1)
+    blurred = F.conv2d(images, kernel.unsqueeze(-1), padding=(radius, 0), groups=images.shape[1])
+    blurred = F.conv2d(blurred, kernel.unsqueeze(-2), padding=(0, radius), groups=images.shape[1])
+    return blurred.permute(0, 2, 3, 1) if spec.layout == "HWC" else blurred
+
+
+def generator_network(latent: int, spec: ObservationSpec, starts_flat: bool) -> nn.Module:
+    """A network (N, latent) -> (N, *network_shape) before squashing into the bounds.
+
+    Images: DAFL's generator (dense layer, two times upsampling and convolution, batch normalisation), for any size and
+    channel count. `starts_flat` zeroes the last layer, so that at first only the prior is seen.
+    """
+    network = (
+        ImageNetwork(latent, spec.network_shape) if spec.is_image else vector_network(latent, prod(spec.network_shape))
+    )
+    last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    if starts_flat:
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
+    return network
+
+
+def vector_network(latent: int, outputs: int) -> nn.Sequential:
+    """(N, latent) -> (N, outputs)."""
+    return nn.Sequential(
+        nn.Linear(latent, 128), nn.LeakyReLU(0.2), nn.Linear(128, 128), nn.LeakyReLU(0.2), nn.Linear(128, outputs)
+    )
+
+
+class ImageNetwork(nn.Module):
+    """(N, latent) -> (N, channels, height, width): DAFL's generator without its last batch normalisation."""
+
+    def __init__(self, latent: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        channels, self.height, self.width = shape
+        self.start = (128, ceil(self.height / 4), ceil(self.width / 4))
+        self.dense = nn.Linear(latent, prod(self.start))
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(128),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(128, 128, 3, padding=1),
+            nn.BatchNorm2d(128, 0.8),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(128, 64, 3, padding=1),
+            nn.BatchNorm2d(64, 0.8),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(64, channels, 3, padding=1),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """See the class."""
+        images: Tensor = self.layers(self.dense(z).reshape(-1, *self.start))
+        return images[..., : self.height, : self.width]

@@ -1,0 +1,117 @@
+"""The student, its optimiser and the pool: the only state of a run that is worth a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gasim_ray.core.batch import StudentWeights, SyntheticBatch
+from gasim_ray.core.distill import new_student, shifted, student_loss
+from gasim_ray.core.model import Model
+from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.pool import Pool
+from gasim_ray.core.seeds import rng
+from gasim_ray.core.settings import PoolSettings, StudentSettings
+
+#: Tells the learner's random streams from those of actors, whose second key is their number.
+LEARNER_KEY = 2**31
+
+
+@dataclass(frozen=True)
+class LearnerReport:
+    """What one update did."""
+
+    #: Student steps taken since the run began.
+    student_step: int
+    #: Mean student loss over the update.
+    loss: float
+    #: Observations in the pool.
+    pool_size: int
+
+
+class Learner:
+    """`update` takes in batches and steps the student; an actor only wraps it."""
+
+    def __init__(
+        self, teacher: Model, student: StudentSettings, pool: PoolSettings, steps_seed: int, device: str
+    ) -> None:
+        self.device = torch.device(device)
+        self.teacher = teacher.to(self.device).frozen()
+        self.settings, self.pool_settings, self.seed = student, pool, steps_seed
+        self.student = new_student(teacher, student, steps_seed).to(self.device)
+        self.optimiser = torch.optim.Adam(self.student.parameters(), lr=student.learning_rate)
+        self.pool = Pool(pool.capacity, teacher.config.observation, teacher.config.actions, self.device)
+        self.steps = 0
+        self.newest: tuple[Tensor, Tensor] | None = None
+
+    def update(self, progress: float, *batches: SyntheticBatch) -> tuple[LearnerReport, StudentWeights]:
+        """Put the batches into the pool and take the settings' student steps for each; for none, as for one.
+
+        progress: share of the budget that is spent, 0 to 1; sets the learning rate.
+        """
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        for batch in batches:
+            self.newest = self._to_device(batch)
+            self.pool.add(*self.newest)
+        count = self.settings.steps * max(1, len(batches))
+        losses = [self._step() for _ in range(count)]
+        report = LearnerReport(self.steps, float(torch.stack(losses).mean()), len(self.pool))
+        return report, self.weights()
+
+    def _to_device(self, batch: SyntheticBatch) -> tuple[Tensor, Tensor]:
+        observations, logits = torch.tensor(batch.observations), torch.tensor(batch.teacher_logits)
+        return observations.to(self.device), logits.to(self.device)
+
+    def _step(self) -> Tensor:
+        random = rng(self.device, self.seed, LEARNER_KEY, self.steps)
+        replayed = round(self.settings.batch_size * self.pool_settings.replay)
+        slots = self.pool.draw(replayed, self.pool_settings.hard, random)
+        observations, logits = self.pool.observations[slots], self.pool.logits[slots]
+        if replayed < self.settings.batch_size:
+            observations, logits = self._with_newest(observations, logits, self.settings.batch_size - replayed, random)
+        if self.settings.shift:
+            observations = shifted(observations, self.settings.shift, random)
+            with torch.no_grad():
+                logits = policy_logits(self.teacher(observations), self.teacher.config.output_scale)
+        loss = student_loss(policy_logits(self.student(observations), 1.0), logits, self.settings)
+        self.optimiser.zero_grad()
+        torch.autograd.backward(loss.mean())
+        self.optimiser.step()
+        self.pool.losses[slots] = loss.detach()[:replayed]
+        self.steps += 1
+        return loss.detach().mean()
+
+    def _with_newest(
+        self, observations: Tensor, logits: Tensor, count: int, random: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        assert self.newest is not None
+        fresh, fresh_logits = self.newest
+        chosen = torch.randperm(len(fresh), generator=random, device=self.device)[:count]
+        return torch.cat([observations, fresh[chosen]]), torch.cat([logits, fresh_logits[chosen]])
+
+    def weights(self) -> StudentWeights:
+        """The student as generators need it."""
+        state = self.student.network.state_dict()
+        return StudentWeights(self.steps, {name: tensor.cpu().numpy().copy() for name, tensor in state.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a checkpoint keeps; tensors and plain values only."""
+        return {
+            "student": self.student.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "pool": self.pool.state_dict(),
+            "steps": self.steps,
+            "newest": self.newest,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.student.network.load_state_dict(state["student"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.pool.load_state_dict(state["pool"])
+        self.steps, self.newest = state["steps"], state["newest"]

@@ -1,0 +1,167 @@
+"""Settings of the algorithm's parts: what a method presets and a user overrides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from gasim_ray.core.objectives import Divergence
+from gasim_ray.errors import UserError
+
+#: Wall time of a distillation for which no limit was given.
+DEFAULT_SECONDS = 60.0
+
+
+def check_range(settings: Any, minimum: dict[str, float], maximum: dict[str, float] | None = None) -> None:
+    """Raise UserError naming the first field of a settings dataclass that lies outside its range; None passes."""
+    names = [f.name for f in fields(settings)]
+    for limits, sign, word in ((minimum, 1, "least"), (maximum or {}, -1, "most")):
+        for name, limit in limits.items():
+            assert name in names
+            value = getattr(settings, name)
+            if value is not None and not sign * value >= sign * limit:
+                raise UserError(f"{type(settings).section}.{name}: {value} is impossible; give at {word} {limit:g}")
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """The student and how it learns."""
+
+    section = "student"
+
+    #: A registered architecture's name or package.module:factory under "name", its settings beside it.
+    architecture: dict[str, Any] = field(default_factory=lambda: {"name": "mlp", "hidden": [64, 64]})
+    #: Adam's learning rate at the start; it falls to zero along a cosine of the budget spent.
+    learning_rate: float = 3e-3
+    #: Observations a student step.
+    batch_size: int = 256
+    #: Student steps for each synthetic batch that arrives.
+    steps: int = 10
+    #: Temperature of the KL divergence from the teacher's policy.
+    temperature: float = 1.0
+    #: Weight of the mean absolute difference of policy logits, added to the KL divergence.
+    logits_weight: float = 0.0
+    #: Images are shifted by up to this many pixels before a step and labelled afresh by the teacher.
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(
+            self,
+            {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0, "shift": 0},
+        )
+
+
+@dataclass(frozen=True)
+class GeneratorSettings:
+    """The generators: what they are, where they start, when they are re-initialised."""
+
+    section = "generator"
+
+    #: `network` maps a latent vector to an observation; `direct` moves the observations themselves.
+    kind: Literal["network", "direct"] = "direct"
+    #: Distributions that observations start from, in equal shares; a network may have none.
+    prior: tuple[str, ...] = ("uniform",)
+    #: Generator actors.
+    actors: int = 2
+    #: Generators in each actor, with staggered clocks; direct ones have no state, so one is enough.
+    per_actor: int = 1
+    #: Observations in a batch, which is what one order makes.
+    batch_size: int = 256
+    #: Gradient steps for each order.
+    steps: int = 6
+    #: Adam's learning rate of a network; of a direct generator the first step's length in standard deviations of the
+    #: prior. Direct steps shorten to 0.3 of it.
+    learning_rate: float = 0.3
+    #: Size of a network's latent vector.
+    latent: int = 100
+    #: Standard deviation in pixels of the blur of a direct generator's gradient.
+    blur: float = 0.0
+    #: Orders after which a network generator is re-initialised; 0 for never.
+    reset_every: int = 0
+    #: Orders without a better objective after which a network generator is re-initialised; 0 for never.
+    stagnation: int = 0
+    #: Orders under way at once for each actor.
+    in_flight: int = 2
+    #: CPUs that each generator actor reserves.
+    cpus: float = 0.5
+    #: GPUs, fractions included, that each generator actor reserves.
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least_one = ("actors", "per_actor", "batch_size", "latent", "in_flight")
+        at_least_zero = ("steps", "learning_rate", "blur", "reset_every", "stagnation", "cpus", "gpus")
+        check_range(self, dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0))
+        if self.kind == "direct" and not self.prior:
+            raise UserError("generator.prior: empty; a direct generator starts from at least one distribution")
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Weights of the terms that generators minimise (see core.objectives); 0 leaves a term out."""
+
+    section = "objective"
+
+    #: Cross-entropy to the teacher's own choice.
+    one_hot: float = 0.0
+    #: Cross-entropy to an action drawn at random for each observation.
+    label: float = 0.0
+    #: Negative entropy of the batch's mean policy.
+    entropy: float = 0.0
+    #: Minus the activation before the teacher's last layer.
+    activation: float = 0.0
+    #: Minus the divergence between teacher and student.
+    adversarial: float = 0.0
+    #: Which divergence.
+    divergence: Divergence = "kl"
+    #: Where the divergence is clipped, in nats (in logits for l1).
+    bound: float = 4.0
+    #: Count only observations on which teacher and student still agree.
+    masked: bool = False
+    #: Distance to the teacher's stored batch-norm statistics.
+    batch_norm: float = 0.0
+    #: Total variation of images.
+    total_variation: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = ("one_hot", "label", "entropy", "activation", "adversarial", "bound", "batch_norm", "total_variation")
+        check_range(self, dict.fromkeys(names, 0.0))
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """The pool and how it is replayed."""
+
+    section = "pool"
+
+    #: Observations kept.
+    capacity: int = 100_000
+    #: Share of a student batch that comes from the pool; the rest comes from the newest synthetic batch.
+    replay: float = 1.0
+    #: Share of the replayed observations that is picked for a high stored loss.
+    hard: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range(self, {"capacity": 1, "replay": 0, "hard": 0}, {"replay": 1, "hard": 1})
+
+
+@dataclass(frozen=True)
+class BudgetSettings:
+    """When a distillation ends: at the first limit reached. None is no limit; with no limit at all it is 60 seconds."""
+
+    section = "budget"
+
+    #: Wall time of distillation, evaluation and start-up excluded.
+    seconds: float | None = None
+    #: Synthetic observations that the learner has received.
+    observations: int | None = None
+    #: Student steps.
+    student_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range(self, {"seconds": 0.1, "observations": 1, "student_steps": 1})
+
+    def spent(self, seconds: float, observations: int, student_steps: int) -> float:
+        """Share of the budget that is used up, 0 to 1."""
+        pairs = ((seconds, self.seconds), (observations, self.observations), (student_steps, self.student_steps))
+        shares = [used / limit for used, limit in pairs if limit is not None]
+        return min(1.0, max(shares, default=seconds / DEFAULT_SECONDS))

@@ -1,0 +1,143 @@
+"""One generator worker: keeps generators and answers orders with labelled batches. An actor only wraps it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
+from gasim_ray.core.distill import generator_loss
+from gasim_ray.core.generator import DirectGenerator, Generator, NetworkGenerator
+from gasim_ray.core.model import Model, check_finite
+from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.prior import Mixture
+from gasim_ray.core.seeds import rng
+from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings
+
+
+@dataclass
+class Slot:
+    """A generator with the clock of its re-initialisations."""
+
+    generator: Generator
+    generation: int = -1
+    age: int = 0
+    best: float = float("inf")
+    stale: int = 0
+
+
+class Synthesizer:
+    """`synthesize` answers one order; orders go round the worker's generators in turn.
+
+    All randomness of an order comes from (seed, actor, order).
+    """
+
+    def __init__(
+        self,
+        teacher: Model,
+        student: Model,
+        generator: GeneratorSettings,
+        objective: ObjectiveSettings,
+        actor: int,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.device = torch.device(device)
+        self.teacher, self.student = teacher.to(self.device).frozen(), student.to(self.device).frozen()
+        self.settings, self.objective, self.actor, self.seed = generator, objective, actor, seed
+        self.spec = teacher.config.observation
+        prior = Mixture(generator.prior, self.teacher, self.device) if generator.prior else None
+        self.slots = [Slot(self._make_generator(prior)) for _ in range(generator.per_actor)]
+        self.student_step = 0
+
+    def _make_generator(self, prior: Mixture | None) -> Generator:
+        if self.settings.kind == "network":
+            return NetworkGenerator(prior, self.settings, self.spec, self.device)
+        assert prior is not None
+        return DirectGenerator(prior, self.settings, rng(self.device, 0))
+
+    def synthesize(self, order: int, weights: StudentWeights) -> tuple[BatchInfo, SyntheticBatch]:
+        """Improve the generator whose turn it is against the given student and emit a labelled batch.
+
+        Raises UserError if the teacher answers NaN.
+        """
+        started = time.perf_counter()
+        self._take(weights)
+        random = rng(self.device, self.seed, self.actor, order)
+        index = order % len(self.slots)
+        slot = self.slots[index]
+        if self._is_due(slot, index):
+            self._restart(slot, random)
+        labels = torch.randint(
+            self.teacher.config.actions, (self.settings.batch_size,), generator=random, device=self.device
+        )
+
+        def objective(observations: Tensor) -> Tensor:
+            return generator_loss(observations, self.teacher, self.student, labels, self.objective)
+
+        value = slot.generator.improve(objective, random)
+        self._tick(slot, value)
+        observations = self.spec.quantise(slot.generator.emit(random))
+        logits, agreement = self._label(observations)
+        info = BatchInfo(
+            generator=self.actor * len(self.slots) + index,
+            generation=slot.generation,
+            order=order,
+            student_step=self.student_step,
+            count=len(observations),
+            agreement=agreement,
+            objective=value,
+            seconds=time.perf_counter() - started,
+        )
+        return info, SyntheticBatch(observations.cpu().numpy(), logits.cpu().numpy(), info)
+
+    def _take(self, weights: StudentWeights) -> None:
+        if weights.step != self.student_step:
+            tensors = {name: torch.tensor(array) for name, array in weights.tensors.items()}
+            self.student.network.load_state_dict(tensors)
+            self.student_step = weights.step
+
+    def _is_due(self, slot: Slot, index: int) -> bool:
+        if slot.generation < 0 or self.settings.kind == "direct":
+            return True
+        every, patience = self.settings.reset_every, self.settings.stagnation
+        # The first life of generator i is cut short, so that the worker's generators never restart together.
+        lifetime = every - (every * index // len(self.slots)) if slot.generation == 0 else every
+        return (every > 0 and slot.age >= lifetime) or (patience > 0 and slot.stale >= patience)
+
+    def _restart(self, slot: Slot, random: torch.Generator) -> None:
+        slot.generator.start(random)
+        slot.generation, slot.age, slot.best, slot.stale = slot.generation + 1, 0, float("inf"), 0
+
+    def _tick(self, slot: Slot, value: float) -> None:
+        slot.age += 1
+        slot.stale = 0 if value < slot.best else slot.stale + 1
+        slot.best = min(slot.best, value)
+
+    @torch.no_grad()
+    def _label(self, observations: Tensor) -> tuple[Tensor, float]:
+        outputs = check_finite(self.teacher(observations), "teacher")
+        guess = self.student(observations)
+        agreement = float((outputs.argmax(-1) == guess.argmax(-1)).float().mean())
+        return policy_logits(outputs, self.teacher.config.output_scale), agreement
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The generators with their clocks, for a run that must go on bit for bit."""
+        return [
+            {
+                "clock": [slot.generation, slot.age, slot.best, slot.stale],
+                "generator": slot.generator.state_dict() if slot.generation >= 0 else {},
+            }
+            for slot in self.slots
+        ]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Inverse of `state_dict`."""
+        for slot, saved in zip(self.slots, state, strict=True):
+            slot.generation, slot.age, slot.best, slot.stale = saved["clock"]
+            if slot.generation >= 0:
+                slot.generator.load_state_dict(saved["generator"])

@@ -1,0 +1,153 @@
+"""Compares a run's student with its teacher and with its controls."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from gasim_ray.core.model import Model, load_model
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.agreement import answers, check_same_task, kl_nats, same_action
+from gasim_ray.evaluation.controls import Distil, control_models
+from gasim_ray.evaluation.latency import latency_ms
+from gasim_ray.evaluation.tasks import TEACHER, Metric, Score, Task
+
+STUDENT = "student"
+
+#: Size of the batch whose latency is measured beside that of one observation.
+LATENCY_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of an evaluation."""
+
+    #: `teacher`, `student` or a control's name.
+    name: str
+    #: How well it does.
+    score: Score
+    #: Fraction of the real observations on which it chooses the teacher's action.
+    agreement: float
+    #: KL(teacher || model) on them, in nats.
+    kl: float
+    #: Number of weights and biases.
+    parameters: int
+    #: Median milliseconds on one CPU thread for one observation.
+    latency_one_ms: float
+    #: The same for LATENCY_BATCH observations.
+    latency_batch_ms: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Teacher, student and controls of one run, measured on the same task."""
+
+    #: The run's folder name.
+    run: str
+    #: Environment id or data set.
+    task: str
+    #: What the scores are: mean return, or accuracy as a fraction.
+    metric: Metric
+    #: Number of the teacher's real observations on which agreement and KL were taken.
+    observations: int
+    #: Teacher first, then student, then controls.
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready description with the fields above."""
+        return asdict(self)
+
+    def scores(self) -> dict[str, float]:
+        """Mean score of each row by its name."""
+        return {row.name: row.score.interval.mean for row in self.rows}
+
+
+def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
+    """Measure a run's teacher, student and controls on a task and write their scores into its summary.
+
+    `distil` makes the two distilled controls; None leaves them out unless an earlier evaluation has made them.
+
+    Raises UserError if the run, its teacher or its student cannot be read, or teacher, student and task do not fit
+    each other.
+    """
+    student = load_model(run / "student")
+    teacher = load_model(_teacher_folder(run)).frozen()
+    check_same_task(teacher.config, student.config)
+    task.check(teacher.config, TEACHER)
+    controls = control_models(run, student.config, teacher, task, distil)
+    evaluation = evaluate_models(run.resolve().name, {TEACHER: teacher, STUDENT: student, **controls}, task)
+    scores = evaluation.scores()
+    update_summary(
+        run,
+        {
+            "metric": evaluation.metric,
+            "teacher_score": scores[TEACHER],
+            "student_score": scores[STUDENT],
+            "controls": {name: scores[name] for name in controls},
+        },
+    )
+    return evaluation
+
+
+def evaluate_models(run: str, models: Mapping[str, Model], task: Task) -> Evaluation:
+    """Measure models, one of them named `TEACHER`, which have been checked to fit the task.
+
+    Raises UserError if one answers NaN.
+    """
+    scores, observations = task.measure(models)
+    teacher = models[TEACHER]
+    expected = answers(teacher, observations, TEACHER)
+    rows = [
+        _row(name, model, scores[name], answers(model, observations, name), expected, teacher.config.output_scale)
+        for name, model in models.items()
+    ]
+    return Evaluation(run, task.name, task.metric, len(observations), tuple(rows))
+
+
+def _row(name: str, model: Model, score: Score, outputs: Tensor, expected: Tensor, teacher_scale: float) -> Row:
+    return Row(
+        name,
+        score,
+        same_action(expected, outputs),
+        kl_nats(expected, teacher_scale, outputs, model.config.output_scale),
+        model.parameter_count,
+        latency_ms(model, 1),
+        latency_ms(model, LATENCY_BATCH),
+    )
+
+
+def _teacher_folder(run: Path) -> Path:
+    path = run / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{run}: no run there (config.yaml is missing)") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("teacher"), str):
+        raise UserError(f"{path}: names no teacher; add `teacher: FOLDER`")
+    return Path(config["teacher"])
+
+
+def update_summary(run: Path, fields: Mapping[str, Any]) -> None:
+    """Set fields of the run's summary.json; whoever reads it meanwhile sees the old one or the new one, whole.
+
+    Raises UserError if the run has no readable summary.
+    """
+    path = run / "summary.json"
+    try:
+        summary = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{run}: the run has no summary.json; finish it with `gasim distill --resume`") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    partial = path.with_name("summary.json.partial")
+    partial.write_text(json.dumps({**summary, **fields}, indent=1) + "\n")
+    os.replace(partial, path)

@@ -1,0 +1,73 @@
+"""What a student has to beat, and what it can at best reach; kept in the run's folder, since each is a distillation.
+
+- `untrained`: the student's architecture with fresh weights.
+- `random_observations`: the same student and budget, distilled on random observations within the bounds.
+- `real_observations`: the same student and budget, distilled on the teacher's real observations; the upper bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from gasim_ray.core.model import Model, ModelConfig, load_config, load_model, save_model
+from gasim_ray.evaluation.episodes import Observations
+from gasim_ray.evaluation.tasks import Task
+
+ControlKind = Literal["untrained", "random_observations", "real_observations"]
+
+CONTROL_KINDS: tuple[ControlKind, ...] = get_args(ControlKind)
+
+#: Distils a run's student afresh, with its budget: on these real observations (N, *spec.shape), or on random ones
+#: within the bounds where None is given.
+Distil = Callable[[Observations | None], Model]
+
+
+def control_models(
+    run: Path, student: ModelConfig, teacher: Model, task: Task, distil: Distil | None
+) -> dict[str, Model]:
+    """The run's controls by kind; those made before for this student and task are loaded instead of being made again.
+
+    Without `distil`, the distilled ones are left out unless they have been made before.
+    """
+    digest = hashlib.sha256((run / "student" / "model.safetensors").read_bytes()).hexdigest()
+    made: dict[str, Model] = {}
+    for kind in CONTROL_KINDS:
+        folder = run / "controls" / kind
+        source = {"control": kind, "task": task.name, "student_sha256": digest}
+        if _source(folder) == source:
+            made[kind] = load_model(folder)
+        elif kind == "untrained":
+            made[kind] = _keep(untrained(student), source, folder)
+        elif distil is not None:
+            real = task.training_observations(teacher) if kind == "real_observations" else None
+            made[kind] = _keep(distil(real), source, folder)
+    return made
+
+
+def untrained(student: ModelConfig) -> Model:
+    """The student's architecture with fresh weights, the same ones each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Model(student).eval()
+
+
+def _source(folder: Path) -> dict[str, str] | None:
+    return load_config(folder).source if folder.exists() else None
+
+
+def _keep(model: Model, source: dict[str, str], folder: Path) -> Model:
+    """Save a control; its folder appears only when it is whole."""
+    model.config = replace(model.config, source=source)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_model(model, partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return model.cpu().eval()

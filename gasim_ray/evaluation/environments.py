@@ -1,0 +1,136 @@
+"""Gymnasium environments by id: what they show, which actions they take, and whether a model fits them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode
+
+from gasim_ray.core.model import ModelConfig
+from gasim_ray.core.observation import Layout, ObservationSpec
+from gasim_ray.errors import UserError
+
+gym.register_envs(ale_py)
+
+#: Some environments state a bound that is the largest float instead of infinity: none at all, in effect.
+_EFFECTIVELY_INFINITE = 1e30
+
+
+def check_known(env_id: str) -> None:
+    """Raise UserError, with the nearest id, unless Gymnasium knows the environment."""
+    try:
+        gym.spec(env_id)
+    except (gym.error.Error, ImportError) as error:
+        near = nearest_id(env_id, gym.registry)
+        hint = f"did you mean {near!r}?" if near else "`gymnasium.pprint_registry()` lists the known ones"
+        raise UserError(f"env: Gymnasium does not know {env_id!r}; {hint}") from error
+
+
+def nearest_id(env_id: str, known: Iterable[str]) -> str | None:
+    """The known id whose name is most like that of `env_id`, in its newest version; None if none is like it."""
+    newest: dict[str, tuple[int, str]] = {}
+    for candidate in known:
+        name, version = _name_and_version(candidate)
+        newest[name] = max(newest.get(name, (-1, "")), (version, candidate))
+    matches = get_close_matches(_name_and_version(env_id)[0], newest, n=1)
+    return newest[matches[0]][1] if matches else None
+
+
+def _name_and_version(env_id: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.*)-v(\d+)", env_id)
+    return (match[1].lower(), int(match[2])) if match else (env_id.lower(), 0)
+
+
+def make_environments(env_id: str, count: int) -> gym.vector.VectorEnv:
+    """`count` copies of an environment, stepped one after the other in this process.
+
+    An episode that has ended stays ended until `reset(options={"reset_mask": ...})`, so the caller seeds each episode.
+
+    Raises UserError if the id is not known, what it needs is not installed, or its actions are not discrete.
+    """
+    check_known(env_id)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a newer version: the one that was asked for is the one to measure
+            environments = gym.make_vec(
+                env_id,
+                num_envs=count,
+                vectorization_mode="sync",
+                vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
+                disable_env_checker=True,
+            )
+    except (gym.error.Error, ImportError) as error:
+        raise UserError(f"env: {env_id} cannot be made ({error})") from error
+    if not isinstance(environments.single_action_space, Discrete):
+        space = environments.single_action_space
+        environments.close()
+        raise UserError(f"env: the actions of {env_id} are {space}; only discrete actions are supported")
+    return environments
+
+
+def environment_spec(env_id: str) -> tuple[ObservationSpec, int]:
+    """What an environment shows, without normalisation or frame stack, and its number of actions.
+
+    Raises UserError if the id is not known, its actions are not discrete or its observations are no vector or image.
+    """
+    environments = make_environments(env_id, 1)
+    space, actions = environments.single_observation_space, int(environments.single_action_space.n)
+    environments.close()
+    if not isinstance(space, Box) or len(space.shape) not in (1, 3):
+        raise UserError(f"env: the observations of {env_id} are {space}; only vectors and images are supported")
+    layout: Layout = "vector"
+    if len(space.shape) == 3:
+        layout = "HWC" if space.shape[-1] <= space.shape[0] else "CHW"
+    return (
+        ObservationSpec(
+            shape=tuple(int(n) for n in space.shape),
+            dtype="uint8" if space.dtype == np.uint8 else "float32",
+            layout=layout,
+            low=_bounds(space.low, layout),
+            high=_bounds(space.high, layout),
+        ),
+        actions,
+    )
+
+
+def _bounds(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], layout: Layout) -> tuple[float | None, ...]:
+    kept = values if layout == "vector" else np.unique(values)
+    if layout != "vector" and kept.size > 1:
+        raise UserError("env: an image whose pixels have different bounds is not supported")
+    return tuple(None if abs(float(v)) > _EFFECTIVELY_INFINITE else float(v) for v in kept)
+
+
+def check_environment(env_id: str, model: ModelConfig, who: str) -> None:
+    """Raise UserError, naming both sides, unless the model reads what the environment shows and has its actions.
+
+    A model with a frame stack fits an environment that shows single frames, and one that stacks them itself.
+    """
+    spec, actions = environment_spec(env_id)
+    fitting = {model.observation.shape, frame_shape(model.observation)}
+    if spec.shape not in fitting:
+        raise UserError(
+            f"env: {env_id} shows observations of {list(spec.shape)}, the {who} reads {list(model.observation.shape)}"
+            + (f" in {model.observation.stack} frames" if model.observation.stack > 1 else "")
+        )
+    if actions != model.actions:
+        raise UserError(f"env: {env_id} has {actions} actions, the {who} has {model.actions}")
+
+
+def frame_shape(spec: ObservationSpec) -> tuple[int, ...]:
+    """Shape of one of the frames that an observation stacks along its channels."""
+    axis = channel_axis(spec)
+    shape = list(spec.shape)
+    shape[axis] //= spec.stack
+    return tuple(shape)
+
+
+def channel_axis(spec: ObservationSpec) -> int:
+    """Axis of one observation along which frames are stacked, oldest first."""
+    return len(spec.shape) - 1 if spec.layout == "HWC" else 0

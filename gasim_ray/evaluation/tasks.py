@@ -1,0 +1,137 @@
+"""What models are measured on: an environment, or the test images of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from gasim_ray.core.model import Model, ModelConfig
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.agreement import answers
+from gasim_ray.evaluation.datasets import Dataset, Labels
+from gasim_ray.evaluation.environments import check_environment
+from gasim_ray.evaluation.episodes import Observations, evaluate_many, evaluate_return
+from gasim_ray.evaluation.intervals import Interval, mean_interval, proportion_interval
+
+Metric = Literal["return", "accuracy"]
+
+#: Name under which the teacher is measured: its real states are those on which agreement is taken.
+TEACHER = "teacher"
+
+#: At most this many of the states that a teacher visits are kept.
+KEPT_STATES = 10_000
+
+# The control that learns from real states gets them from episodes of its own, not from those it is measured on.
+_CONTROL_SEED_OFFSET = 1_000_003
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well one model does."""
+
+    #: Mean return, or accuracy as a fraction, with its 95 % interval.
+    interval: Interval
+    #: Classifiers only: the class recognised worst.
+    worst_class: str | None = None
+    #: Classifiers only: the fraction of it that is recognised.
+    worst_class_accuracy: float | None = None
+
+
+class Task(Protocol):
+    """Where scores and real observations come from."""
+
+    @property
+    def name(self) -> str:
+        """Environment id or data set."""
+
+    @property
+    def metric(self) -> Metric:
+        """What a score is."""
+
+    def check(self, model: ModelConfig, who: str) -> None:
+        """Raise UserError, naming both sides, unless the model fits the task."""
+
+    def measure(self, models: Mapping[str, Model]) -> tuple[dict[str, Score], Observations]:
+        """Score each model, `TEACHER` among them; and the real observations (N, *spec.shape) to compare them on."""
+
+    def training_observations(self, teacher: Model) -> Observations:
+        """Real observations (N, *spec.shape), other than those of `measure`, for a student to learn from."""
+
+
+@dataclass(frozen=True)
+class EnvironmentTask:
+    """Return of greedy episodes in a Gymnasium environment. Raises UserError for fewer than two episodes."""
+
+    #: A Gymnasium id.
+    name: str
+    #: Episodes for each model.
+    episodes: int = 100
+    #: Fixes the episodes' initial states, which are the same for every model.
+    seed: int = 0
+    #: Play in this process even if Ray is running.
+    local: bool = False
+    #: What a score is.
+    metric: Metric = "return"
+
+    def __post_init__(self) -> None:
+        if self.episodes < 2:
+            raise UserError(f"episodes: {self.episodes} is too few for an interval; give 2 or more")
+
+    def check(self, model: ModelConfig, who: str) -> None:
+        """See Task."""
+        check_environment(self.name, model, who)
+
+    def measure(self, models: Mapping[str, Model]) -> tuple[dict[str, Score], Observations]:
+        """See Task; the observations are states that the teacher visited."""
+        played = evaluate_many(models, self.name, self.episodes, self.seed, {TEACHER: KEPT_STATES}, self.local)
+        return {name: Score(mean_interval(p.returns)) for name, p in played.items()}, played[TEACHER].observations
+
+    def training_observations(self, teacher: Model) -> Observations:
+        """See Task; states from other episodes of the teacher."""
+        seed = self.seed + _CONTROL_SEED_OFFSET
+        return evaluate_return(teacher, self.name, self.episodes, seed, KEPT_STATES).observations
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetTask:
+    """Accuracy on a data set's test images."""
+
+    #: Where the images are from.
+    dataset: Dataset
+    #: What a score is.
+    metric: Metric = "accuracy"
+
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+        return self.dataset.name
+
+    def check(self, model: ModelConfig, who: str) -> None:
+        """See Task."""
+        shape, classes = self.dataset.spec.shape, len(self.dataset.class_names)
+        if model.observation.shape != shape:
+            raise UserError(
+                f"dataset: {self.name} holds images of {list(shape)}, the {who} reads {list(model.observation.shape)}"
+            )
+        if model.actions != classes:
+            raise UserError(f"dataset: {self.name} has {classes} classes, the {who} has {model.actions}")
+
+    def measure(self, models: Mapping[str, Model]) -> tuple[dict[str, Score], Observations]:
+        """See Task; the observations are the test images."""
+        images, labels = self.dataset.test_images, self.dataset.test_labels
+        predictions = {name: answers(model, images, name).argmax(1).numpy() for name, model in models.items()}
+        return {name: self._score(predicted, labels) for name, predicted in predictions.items()}, images
+
+    def _score(self, predicted: Labels, labels: Labels) -> Score:
+        right = predicted == labels
+        by_class = {int(label): float(right[labels == label].mean()) for label in np.unique(labels)}
+        worst = min(by_class, key=by_class.__getitem__)
+        interval = proportion_interval(int(right.sum()), len(labels))
+        return Score(interval, self.dataset.class_names[worst], by_class[worst])
+
+    def training_observations(self, teacher: Model) -> Observations:
+        """See Task; the training images, whichever teacher."""
+        return self.dataset.train_images

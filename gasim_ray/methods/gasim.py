@@ -1,0 +1,37 @@
+"""gasim: our own. GAS with direct generators that start from what the teacher's weights tell of its data.
+
+Vectors start from the teacher's geometry (core.prior.Geometry) at many scales; images from smooth random fields. Each
+order draws a fresh batch and moves it a few steps to where teacher and student disagree, so every batch is a
+re-initialisation. The student replays a pool.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gasim_ray.core.observation import ObservationSpec
+
+
+def preset(spec: ObservationSpec) -> dict[str, dict[str, Any]]:
+    """One setting for every vector teacher, one for every image teacher."""
+    return image_preset() if spec.is_image else vector_preset()
+
+
+def vector_preset() -> dict[str, dict[str, Any]]:
+    """Geometry prior with a light adversary."""
+    return {
+        "generator": {"kind": "direct", "prior": ["geometry"], "steps": 3, "learning_rate": 0.1},
+        "objective": {"adversarial": 1.0, "bound": 4.0},
+        "pool": {"capacity": 200_000, "hard": 0.25},
+        "student": {"learning_rate": 3e-3, "batch_size": 512, "steps": 10},
+    }
+
+
+def image_preset() -> dict[str, dict[str, Any]]:
+    """Smooth fields moved along a blurred gradient."""
+    return {
+        "generator": {"kind": "direct", "prior": ["fields"], "steps": 6, "learning_rate": 0.3, "blur": 1.0},
+        "objective": {"label": 1.0, "adversarial": 3.0, "bound": 4.0},
+        "pool": {"capacity": 100_000, "hard": 0.5},
+        "student": {"learning_rate": 4e-3, "logits_weight": 0.05, "shift": 2},
+    }

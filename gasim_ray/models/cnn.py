@@ -1,0 +1,77 @@
+"""Convolutional networks for pictures: RLlib's default CNN, NatureCNN (Mnih et al. 2015) and narrower ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gasim_ray.models.mlp import ACTIVATIONS, dense
+
+#: Channels, kernel, stride and (left, right, top, bottom) zero padding; a kernel or stride is one size or (h, w).
+Filter = Sequence[Any]
+
+#: Mnih et al. 2015, for 84x84 pictures.
+NATURE: tuple[Filter, ...] = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _padding(layer: Filter) -> list[int]:
+    return [int(n) for n in layer[3]] if len(layer) > 3 else [0, 0, 0, 0]
+
+
+def feature_shape(input_shape: tuple[int, ...], filters: Sequence[Filter]) -> tuple[int, int, int]:
+    """(channels, height, width) after the convolutions of a (channels, height, width) picture."""
+    channels, height, width = input_shape
+    for layer in filters:
+        (kernel_h, kernel_w), (stride_h, stride_w) = _pair(layer[1]), _pair(layer[2])
+        left, right, top, bottom = _padding(layer)
+        height = (height + top + bottom - kernel_h) // stride_h + 1
+        width = (width + left + right - kernel_w) // stride_w + 1
+        channels = layer[0]
+    return channels, height, width
+
+
+class CNN(nn.Module):
+    """Convolutions, then dense layers; with `dueling` a value stream of the same sizes (Wang et al. 2016)."""
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        outputs: int,
+        filters: Sequence[Filter] = NATURE,
+        hidden: Sequence[int] = (512,),
+        activation: str = "relu",
+        hidden_activation: str = "relu",
+        dueling: bool = False,
+    ) -> None:
+        super().__init__()
+        features = prod(feature_shape(input_shape, filters))
+        if features < 1:
+            raise ValueError("the filters leave nothing of a picture of this size")
+        inputs = [input_shape[0], *(layer[0] for layer in filters)]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels, layer[0], _pair(layer[1]), _pair(layer[2]))
+            for channels, layer in zip(inputs, filters, strict=False)
+        )
+        self.padding = [_padding(layer) for layer in filters]
+        self.activation = ACTIVATIONS[activation]()
+        self.head = dense([features, *hidden, outputs], hidden_activation, last_activation=False)
+        self.value = dense([features, *hidden, 1], hidden_activation, last_activation=False) if dueling else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float pictures (N, channels, height, width) -> logits or Q-values (N, outputs)."""
+        for layer, padding in zip(self.convolutions, self.padding, strict=True):
+            x = self.activation(layer(functional.pad(x, padding)))
+        features = x.flatten(1)
+        outputs: Tensor = self.head(features)
+        if self.value is None:
+            return outputs
+        q_values: Tensor = self.value(features) + outputs - outputs.mean(1, keepdim=True)
+        return q_values

@@ -1,0 +1,120 @@
+"""samples.png: what the generators invented, by the class or action that the teacher chooses for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gasim_ray.core.observation import ObservationSpec
+
+#: Pictures in a column of the grid.
+IMAGES_PER_CLASS = 8
+#: Where there are more classes, those chosen most often are shown.
+MAX_CLASSES = 20
+#: Where a vector has more elements, the first ones are shown.
+MAX_ELEMENTS = 16
+
+Observations = npt.NDArray[Any]
+Labels = npt.NDArray[np.int64]
+
+
+def save_samples(
+    path: Path, observations: Observations, teacher_outputs: npt.NDArray[np.float32], spec: ObservationSpec
+) -> None:
+    """Draw observations (N, *spec.shape) by the teacher's choice, the argmax of its outputs (N, actions).
+
+    Images: a grid, one column a class, in the order given. Vectors: the distribution of each element, stacked by
+    action, beside its bounds. Raises UserError if the observations are not of the spec's shape.
+    """
+    spec.check_batch(observations)
+    choices = teacher_outputs.argmax(1).astype(np.int64)
+    counts = np.bincount(choices, minlength=teacher_outputs.shape[1])
+    if spec.is_image:
+        figure = _image_grid(observations, choices, counts, spec)
+    else:
+        figure = _marginals(observations, choices, counts, spec)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, format="png")
+
+
+def _image_grid(observations: Observations, choices: Labels, counts: Labels, spec: ObservationSpec) -> Figure:
+    classes = np.sort(np.argsort(-counts, kind="stable")[:MAX_CLASSES])
+    figure = Figure(figsize=(max(4.0, 0.9 * len(classes)), 0.9 * IMAGES_PER_CLASS + 0.9), layout="constrained")
+    figure.suptitle(_title(observations, "by the teacher's class"), fontsize=10)
+    grid = figure.subplots(IMAGES_PER_CLASS, len(classes), squeeze=False)
+    low, high = (float(bound.mean()) for bound in spec.bounds())
+    for column, label in enumerate(classes):
+        chosen = observations[choices == label][:IMAGES_PER_CLASS]
+        grid[0, column].set_title(f"{label}\n{_share(counts, label)}", fontsize=8)
+        for row in range(IMAGES_PER_CLASS):
+            axes: Axes = grid[row, column]
+            axes.set_axis_off()
+            if row < len(chosen):
+                picture = (_picture(chosen[row], spec) - low) / (high - low)
+                axes.imshow(picture.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    return figure
+
+
+def _picture(observation: Observations, spec: ObservationSpec) -> npt.NDArray[np.float32]:
+    """The newest frame as (height, width) or (height, width, 3), float32 in the environment's units."""
+    picture = np.moveaxis(observation, 0, -1) if spec.layout == "CHW" else observation
+    frame = picture[..., -(spec.channels // spec.stack) :].astype(np.float32)
+    return frame if frame.shape[-1] == 3 else frame[..., -1]
+
+
+def _marginals(observations: Observations, choices: Labels, counts: Labels, spec: ObservationSpec) -> Figure:
+    shown = min(spec.shape[0], MAX_ELEMENTS)
+    columns = min(4, shown)
+    rows = -(-shown // columns)
+    figure = Figure(figsize=(3.0 * columns + 0.5, 2.1 * rows + 1.0), layout="constrained")
+    which = "by element" if shown == spec.shape[0] else f"the first {shown} of {spec.shape[0]} elements"
+    figure.suptitle(_title(observations, f"{which}, coloured by the teacher's action"), fontsize=10)
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for element, axes in enumerate(grid):
+        if element >= shown:
+            axes.set_axis_off()
+            continue
+        _marginal(axes, observations[:, element], choices, counts, _stated_bounds(spec, element))
+        axes.set_title(f"element {element}", fontsize=8)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8)
+    return figure
+
+
+def _marginal(
+    axes: Axes,
+    values: Observations,
+    choices: Labels,
+    counts: Labels,
+    bounds: tuple[float | None, float | None],
+) -> None:
+    by_action = [values[choices == action] for action in range(len(counts))]
+    names = [f"action {action}: {_share(counts, action)}" for action in range(len(counts))]
+    axes.hist(by_action, bins=50, stacked=True, label=names)
+    for bound in bounds:
+        if bound is not None:
+            axes.axvline(bound, color="black", linestyle="--", linewidth=1)
+    sides = [side for side, bound in zip(("below", "above"), bounds, strict=True) if bound is None]
+    if sides:
+        axes.set_xlabel(f"unbounded {' and '.join(sides)}", fontsize=7)
+    axes.set_yticks([])
+    axes.tick_params(labelsize=7)
+
+
+def _stated_bounds(spec: ObservationSpec, element: int) -> tuple[float | None, float | None]:
+    low = spec.low[element if len(spec.low) > 1 else 0]
+    high = spec.high[element if len(spec.high) > 1 else 0]
+    return low, high
+
+
+def _share(counts: Labels, label: int) -> str:
+    return f"{100 * counts[label] / max(1, counts.sum()):.0f} %"
+
+
+def _title(observations: Observations, what: str) -> str:
+    return f"{len(observations):,} invented observations, {what}"

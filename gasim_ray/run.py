@@ -1,0 +1,190 @@
+"""One distillation from configuration to student: what `gasim distill` runs, and what other code may call."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from gasim_ray.actors.loop import Loop, Progress
+from gasim_ray.actors.workers import LocalWorkers, Workers
+from gasim_ray.config import DistillConfig
+from gasim_ray.core.distill import new_student, with_source
+from gasim_ray.core.model import Model, save_model
+from gasim_ray.core.prior import Knowledge, Mixture
+from gasim_ray.errors import UserError
+from gasim_ray.report.samples import save_samples
+from gasim_ray.run_folder import Metrics, RunFolder, versions
+from gasim_ray.teachers import load_teacher
+
+#: Seconds between rows of metrics.csv.
+METRICS_SECONDS = 1.0
+#: Observations shown in samples.png.
+SAMPLES = 512
+
+
+class Display(Protocol):
+    """What shows progress while a run goes on."""
+
+    def show(self, progress: Progress) -> None:
+        """Called several times a second."""
+
+    def note(self, message: str) -> None:
+        """A line that stays."""
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Ctrl-C ended the run; a checkpoint was written."""
+
+
+def distill(config: DistillConfig, display: Display, resume: bool = False, overwrite: bool = False) -> Path:
+    """Distil the teacher into a student; returns the run's folder.
+
+    Raises UserError for what the user can mend, and Interrupted after Ctrl-C.
+    """
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device: {config.device} is not there (PyTorch sees no GPU); use cpu")
+    teacher = load_teacher(Path(config.teacher))
+    new_student(teacher, config.student, config.seed)
+    knowledge = knowledge_level(config, teacher)
+    folder = RunFolder(config.run_folder())
+    state = folder.resume(config) if resume else None
+    workers = start_workers(teacher, config)
+    try:
+        if state is None:
+            folder.begin(config, overwrite)
+        progress, learner = _drive(workers, config, folder, state, display)
+    finally:
+        workers.close()
+    _finish(folder, config, teacher, learner, progress, knowledge)
+    return folder.path
+
+
+def start_workers(teacher: Model, config: DistillConfig) -> Workers:
+    """Generators and learner, in this process or on Ray."""
+    if config.local:
+        return LocalWorkers(teacher, config)
+    # Only here, so that a local run needs no Ray.
+    from gasim_ray.actors.ray_workers import RayWorkers, connect
+
+    connect()
+    return RayWorkers(teacher, config)
+
+
+def _drive(
+    workers: Workers, config: DistillConfig, folder: RunFolder, state: dict[str, Any] | None, display: Display
+) -> tuple[Progress, dict[str, Any]]:
+    metrics = Metrics(folder.path)
+    last_row = last_checkpoint = time.perf_counter()
+
+    def save(loop: Loop) -> None:
+        try:
+            folder.save_checkpoint(loop.state_dict())
+        except OSError as error:
+            display.note(f"warning: {error}; the run goes on, the checkpoint before it stays")
+
+    def report(loop: Loop) -> None:
+        nonlocal last_row, last_checkpoint
+        now = time.perf_counter()
+        display.show(loop.progress)
+        if now - last_row >= METRICS_SECONDS:
+            metrics.write(loop.progress)
+            last_row = now
+        if now - last_checkpoint >= config.checkpoint_seconds:
+            save(loop)
+            last_checkpoint = time.perf_counter()
+
+    with interruptible() as stop:
+        loop = Loop(workers, config, stop, report)
+        if state is not None:
+            loop.load_state_dict(state)
+        try:
+            progress = loop.run()
+        finally:
+            metrics.write(loop.progress)
+            metrics.close()
+        save(loop)
+        if stop() and progress.spent < 1.0:
+            raise Interrupted(f"interrupted; go on with: gasim distill {folder.path}/config.yaml --resume")
+    return progress, workers.learner_state()
+
+
+def _finish(
+    folder: RunFolder,
+    config: DistillConfig,
+    teacher: Model,
+    learner: dict[str, Any],
+    progress: Progress,
+    knowledge: Knowledge,
+) -> None:
+    student = new_student(teacher, config.student, config.seed)
+    student.network.load_state_dict(learner["student"])
+    save_model(with_source(student, method=config.method, seed=config.seed), folder.student)
+    pool = learner["pool"]
+    shown = torch.randperm(len(pool["losses"]), generator=torch.Generator().manual_seed(0))[:SAMPLES]
+    save_samples(
+        folder.path / "samples.png",
+        pool["observations"].cpu()[shown].numpy(),
+        pool["logits"].cpu()[shown].numpy(),
+        teacher.config.observation,
+    )
+    folder.write_summary(
+        {
+            "task": Path(config.teacher).name,
+            "method": config.method,
+            "knowledge": knowledge,
+            "seed": config.seed,
+            "teacher": config.teacher,
+            "student": str(folder.student),
+            "metric": None,
+            "teacher_score": None,
+            "student_score": None,
+            "controls": {},
+            "agreement": progress.agreement,
+            "wall_seconds": progress.seconds,
+            "synthetic_observations": progress.observations,
+            "generator_actors": config.generator.actors,
+            "device": config.device,
+            "versions": versions(),
+        }
+    )
+
+
+def knowledge_level(config: DistillConfig, teacher: Model) -> Knowledge:
+    """What the run knows beyond bounds and weights: the most that its priors, blur or shifts assume.
+
+    Raises UserError if a prior does not fit the teacher.
+    """
+    level = Mixture(config.generator.prior, teacher, "cpu").knowledge
+    assumes_pictures = config.generator.blur > 0 or config.student.shift > 0
+    return "generic" if level == "bounds" and assumes_pictures else level
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a flag, so that a run ends between two steps; a second one kills.
+
+    Outside the main thread nothing can be caught, and nothing is.
+    """
+    caught: list[int] = []
+    before: dict[int, Any] = {}
+
+    def catch(number: int, frame: object) -> None:
+        caught.append(number)
+        signal.signal(number, before[number])
+        print("stopping after this step; once more to stop at once", file=sys.stderr)
+
+    if threading.current_thread() is threading.main_thread():
+        before.update({number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)})
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,142 @@
+"""A run on disk: configuration, metrics, checkpoint, student, summary.
+
+Files that a later command reads are written beside their place and then renamed, so a crash or a full disk leaves the
+last good one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from gasim_ray.actors.loop import Progress
+from gasim_ray.config import DistillConfig, plain
+from gasim_ray.errors import UserError
+
+#: Settings that may differ between a run and its continuation.
+FREE_ON_RESUME = ("budget", "checkpoint_seconds", "out")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole; raises OSError, the old file intact, if it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in ("gasim-ray", "torch", "ray", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+class RunFolder:
+    """The folder of one distillation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint" / "state.pt"
+        self.student = path / "student"
+
+    def begin(self, config: DistillConfig, overwrite: bool) -> None:
+        """Make the folder and write config.yaml; raises UserError if there is one and `overwrite` is off."""
+        if self.path.exists() and any(self.path.iterdir()):
+            if not overwrite:
+                raise UserError(f"out: {self.path} exists; go on with --resume, or replace it with --overwrite")
+            shutil.rmtree(self.path)
+        header = "".join(f"# {name} {number}\n" for name, number in versions().items())
+        write_atomically(self.path / "config.yaml", (header + config.to_yaml()).encode())
+
+    def resume(self, config: DistillConfig) -> dict[str, Any]:
+        """The checkpoint's state; raises UserError if there is none or it belongs to other settings."""
+        try:
+            saved = yaml.safe_load((self.path / "config.yaml").read_text())
+            state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
+        except FileNotFoundError as error:
+            raise UserError(f"out: {self.path} holds no checkpoint to resume from ({error.filename})") from error
+        except Exception as error:
+            raise UserError(f"{self.checkpoint}: cannot be read ({error}); start again with --overwrite") from error
+        for key, value in plain(asdict(config)).items():
+            if key not in FREE_ON_RESUME and saved.get(key) != value:
+                raise UserError(
+                    f"{key}: {value} differs from {saved.get(key)} of the run in {self.path}; use another --out"
+                )
+        self._trim_metrics(state["progress"]["seconds"])
+        return state
+
+    def _trim_metrics(self, seconds: float) -> None:
+        path = self.path / "metrics.csv"
+        if not path.exists():
+            return
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if float(row["seconds"]) <= seconds]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(vars(Progress())))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write what `resume` reads; raises OSError, the last checkpoint intact, if it cannot be written."""
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_name("state.partial")
+        try:
+            torch.save(state, partial)
+            partial.replace(self.checkpoint)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(f"{self.checkpoint}: not written ({' '.join(str(error).split())})") from error
+
+    def write_summary(self, entries: dict[str, Any]) -> None:
+        """Merge entries into summary.json."""
+        path = self.path / "summary.json"
+        summary = json.loads(path.read_text()) if path.exists() else {}
+        write_atomically(path, (json.dumps({**summary, **entries}, indent=1) + "\n").encode())
+
+
+class Metrics:
+    """metrics.csv and TensorBoard events, a row each time."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "metrics.csv"
+        new = not path.exists()
+        self.file = path.open("a", newline="", buffering=1)
+        self.rows = csv.DictWriter(self.file, list(vars(Progress())))
+        if new:
+            self.rows.writeheader()
+        self.events = SummaryWriter(str(folder))
+
+    def write(self, progress: Progress) -> None:
+        """Add one row."""
+        row = vars(progress)
+        self.rows.writerow(row)
+        for name, value in row.items():
+            self.events.add_scalar(name, value, progress.student_steps)
+
+    def close(self) -> None:
+        """Flush both."""
+        self.file.close()
+        self.events.close()

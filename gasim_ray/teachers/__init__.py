@@ -1,0 +1,101 @@
+"""Turns sources of trained networks into teachers: one file a source, one line of registration.
+
+A teacher is a folder of the project's own format (see core/model.py). Once it is imported, nothing of where it came
+from is needed; neither RLlib nor Gymnasium is imported unless an RLlib checkpoint is being read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+
+from gasim_ray.core.model import Model, check_finite, load_model, save_model
+from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.errors import UserError
+from gasim_ray.teachers import rllib, torch_module
+from gasim_ray.teachers.folder import replaced_folder
+from gasim_ray.teachers.options import ImportOptions
+
+__all__ = ["SOURCES", "ImportOptions", "Source", "import_teacher", "load_teacher"]
+
+#: Observations on which a teacher is tried before it is used.
+TRIAL_OBSERVATIONS = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of source."""
+
+    #: Whether this text names one of its kind.
+    recognises: Callable[[str], bool]
+    #: Reads it; raises UserError if it cannot.
+    load: Callable[[str, ImportOptions], Model]
+
+
+#: Kind -> how it is recognised and read.
+SOURCES: dict[str, Source] = {
+    "rllib": Source(rllib.recognises, rllib.load),
+    "torch": Source(torch_module.recognises, torch_module.load),
+}
+
+
+def import_teacher(
+    source: str, out: Path, options: ImportOptions, *, kind: str | None = None, overwrite: bool = False
+) -> Model:
+    """Read a source and write it to `out` as a teacher folder, whole or not at all.
+
+    Without `kind` it is told from the source. Raises UserError if the kind is unknown, the source cannot be read or
+    answers NaN, a pickle is not trusted, or `out` exists without `overwrite`.
+    """
+    if out.exists() and not overwrite:
+        raise UserError(f"out: {out} exists; give another folder, or --overwrite")
+    model = _try(SOURCES[kind or _recognise(source)] if kind is None else _named(kind), source, options)
+    with replaced_folder(out) as folder:
+        save_model(model, folder)
+    return model
+
+
+def _try(kind: Source, source: str, options: ImportOptions) -> Model:
+    return _tried(kind.load(source, options).frozen(), source)
+
+
+def _named(kind: str) -> Source:
+    if kind not in SOURCES:
+        near = get_close_matches(kind, SOURCES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
+        raise UserError(f"kind: {kind!r} is not known; {hint}")
+    return SOURCES[kind]
+
+
+def _recognise(source: str) -> str:
+    for name, kind in SOURCES.items():
+        if kind.recognises(source):
+            return name
+    raise UserError(
+        f"source: {source!r} is neither an RLlib checkpoint folder nor package.module:factory; check the path"
+    )
+
+
+def load_teacher(folder: str | Path) -> Model:
+    """A teacher folder as a frozen model on the CPU.
+
+    Raises UserError if the folder is missing, truncated or of another version, or if the teacher answers NaN.
+    """
+    return _tried(load_model(folder).frozen(), str(folder))
+
+
+def _tried(model: Model, who: str) -> Model:
+    with torch.inference_mode():
+        check_finite(model(uniform_observations(model.config.observation, TRIAL_OBSERVATIONS)), who)
+    return model
+
+
+def uniform_observations(spec: ObservationSpec, count: int, seed: int = 0) -> torch.Tensor:
+    """Observations (count, *shape) drawn uniformly within the bounds, in the spec's dtype."""
+    low, high = spec.bounds()
+    noise = torch.rand((count, *spec.shape), generator=torch.Generator().manual_seed(seed))
+    return spec.quantise(low + (high - low) * noise)

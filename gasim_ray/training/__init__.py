@@ -1,0 +1,1 @@
+"""Makes teachers: policies with RLlib, classifiers with plain PyTorch."""

@@ -1,0 +1,95 @@
+"""RLlib's algorithm objects for a PolicyTraining; the one file of the training that configures RLlib."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+from gasim_ray.training.recipes import DQNRecipe, PPORecipe, recipe_for
+from gasim_ray.training.replay_dqn import ReplayDQN
+
+if TYPE_CHECKING:
+    from gasim_ray.training.rllib import PolicyTraining
+
+#: Environment steps of one call of train(): often enough for progress and Ctrl-C, seldom enough to cost nothing.
+ITERATION_STEPS = 2_000
+
+
+def build_algorithm(settings: PolicyTraining) -> Any:
+    """An RLlib algorithm ready to train; starts a small local Ray if there is none.
+
+    Sampling and learning share one process unless `env_runners` says otherwise: on small networks, moving data
+    between actors costs more than it saves.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if not ray.is_initialized():
+        ray.init(num_cpus=max(1, settings.env_runners + 1), include_dashboard=False, log_to_driver=False)
+    recipe = recipe_for(settings.algo, settings.env, settings.envs)
+    config = _dqn(recipe, settings) if isinstance(recipe, DQNRecipe) else _ppo(recipe, settings)
+    config = (
+        config.environment(settings.env)
+        .env_runners(
+            num_env_runners=settings.env_runners,
+            num_envs_per_env_runner=recipe.envs,
+            rollout_fragment_length=recipe.fragment,
+        )
+        .learners(num_learners=0, num_gpus_per_learner=0)
+        .reporting(min_sample_timesteps_per_iteration=ITERATION_STEPS, min_time_s_per_iteration=None)
+        .debugging(seed=settings.seed, log_level="ERROR")
+    )
+    return config.build_algo()
+
+
+def _dqn(recipe: DQNRecipe, settings: PolicyTraining) -> Any:
+    return (
+        DQNConfig(algo_class=ReplayDQN)
+        .training(
+            lr=recipe.lr,
+            gamma=recipe.gamma,
+            train_batch_size_per_learner=recipe.batch,
+            training_intensity=recipe.intensity,
+            num_steps_sampled_before_learning_starts=recipe.warm_up,
+            target_network_update_freq=recipe.target_every,
+            epsilon=[(0, 1.0), (recipe.epsilon_steps, recipe.epsilon)],
+            replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": recipe.buffer},
+            store_buffer_in_checkpoints=True,
+            n_step=recipe.n_step,
+            double_q=True,
+            dueling=True,
+            grad_clip=10.0,
+        )
+        .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=list(settings.hidden), fcnet_activation="relu"))
+    )
+
+
+def _ppo(recipe: PPORecipe, settings: PolicyTraining) -> Any:
+    runners = max(1, settings.env_runners)
+    return (
+        PPOConfig()
+        .training(
+            lr=recipe.lr,
+            gamma=recipe.gamma,
+            lambda_=recipe.lambda_,
+            train_batch_size_per_learner=recipe.envs * recipe.fragment * runners,
+            minibatch_size=recipe.minibatch,
+            num_epochs=recipe.epochs,
+            entropy_coeff=recipe.entropy,
+            clip_param=recipe.clip,
+            # RLlib's default clips the value loss at 10, far below these environments' squared returns.
+            vf_clip_param=float("inf"),
+            vf_loss_coeff=0.5,
+            use_kl_loss=False,
+            grad_clip=0.5,
+            grad_clip_by="global_norm",
+        )
+        .rl_module(
+            model_config=DefaultModelConfig(
+                fcnet_hiddens=list(settings.hidden), fcnet_activation="tanh", vf_share_layers=False
+            )
+        )
+    )

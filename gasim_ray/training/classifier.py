@@ -1,0 +1,215 @@
+"""Trains a classifier on a labelled data set with plain PyTorch and keeps the last epoch's weights as a teacher.
+
+Adam with a cosine to zero and small random shifts. Every epoch's order and shifts come from (seed, epoch) alone, so a
+training that was stopped and resumed ends with the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.datasets import Dataset, load_dataset
+from gasim_ray.teachers.folder import replaced_folder, surviving_folder
+from gasim_ray.training.progress import Progress, Report
+
+#: Test images of one forward pass.
+TEST_BATCH = 1000
+#: Optimiser steps between two reports.
+REPORT_STEPS = 100
+
+
+@dataclass(frozen=True)
+class ClassifierTraining:
+    """What to train, on what, and for how long."""
+
+    #: Name of the data set.
+    dataset: str
+    #: A registered architecture, or `package.module:factory`.
+    model: str = "lenet5"
+    #: The architecture's settings.
+    arguments: dict[str, Any] = field(default_factory=dict)
+    #: Folder of the data set; None looks in the usual places.
+    data: Path | None = None
+    #: Passes over the training images.
+    epochs: int = 15
+    #: Images of one optimiser step.
+    batch: int = 128
+    #: Adam's step size at the start of its cosine.
+    lr: float = 2e-3
+    #: Images are moved by up to this many pixels along each axis; what enters is 0.
+    shift: int = 2
+    #: Seed of weights, order and shifts.
+    seed: int = 0
+    #: Seconds after which the training stops at the end of an epoch, those before a resume included.
+    budget_seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is not positive")
+        if self.lr <= 0 or self.shift < 0:
+            raise UserError(f"lr: {self.lr} must be positive and shift: {self.shift} not negative")
+
+
+def train_classifier(
+    settings: ClassifierTraining, out: Path, report: Report, *, resume: bool = False, overwrite: bool = False
+) -> Model:
+    """Train, test the last epoch's weights, and save them as a teacher folder at `out`.
+
+    There is a checkpoint after each epoch; after Ctrl-C or a kill `resume` goes on from the last one. Raises UserError
+    if the data set is not found, `out` exists without `resume` or `overwrite`, or the checkpoint is of other settings.
+    """
+    checkpoint = surviving_folder(out / "checkpoint")
+    if overwrite and not resume:
+        shutil.rmtree(out, ignore_errors=True)
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise UserError(f"out: {out} exists; --resume goes on with it, --overwrite starts afresh")
+    if (out / "config.json").exists() and not checkpoint.exists():
+        return load_model(out).frozen()
+    training = _Training(settings, load_dataset(settings.dataset, settings.data), out, report)
+    training.restore()
+    try:
+        while training.epoch < settings.epochs and training.seconds < settings.budget_seconds:
+            training.run_epoch()
+            training.checkpoint()
+    except KeyboardInterrupt:
+        training.say(f"stopped; go on after epoch {training.epoch} with --resume --out {out}")
+        raise
+    return training.finish()
+
+
+class _Training:
+    def __init__(self, settings: ClassifierTraining, data: Dataset, out: Path, report: Report) -> None:
+        self.settings, self.data, self.out, self.report = settings, data, out, report
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            architecture = {"name": settings.model, **settings.arguments}
+            self.model = Model(ModelConfig(architecture, data.spec, len(data.class_names), "logits"))
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.images, self.labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
+        self.batches = math.ceil(len(self.labels) / settings.batch)
+        self.epoch, self.seconds = 0, 0.0
+        self.accuracy: float | None = None
+
+    def run_epoch(self) -> None:
+        """One pass over the training images, then the test."""
+        started, before = time.monotonic(), self.seconds
+        random = torch.Generator().manual_seed(1_000_003 * self.settings.seed + self.epoch)
+        order = torch.randperm(len(self.labels), generator=random)
+        self.model.train()
+        for index, chosen in enumerate(torch.split(order, self.settings.batch)):
+            self._step(chosen, self.epoch * self.batches + index, random)
+            self.seconds = before + time.monotonic() - started
+            if index % REPORT_STEPS == REPORT_STEPS - 1:
+                self.say(step=index + 1)
+        self.epoch += 1
+        self.accuracy = self.test()
+        self.seconds = before + time.monotonic() - started
+        self.say(f"epoch {self.epoch} of {self.settings.epochs}")
+
+    def _step(self, chosen: Tensor, step: int, random: torch.Generator) -> None:
+        done = step / (self.settings.epochs * self.batches)
+        self.optimiser.param_groups[0]["lr"] = self.settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+        images = shifted(self.images[chosen], self.settings.shift, random)
+        loss = nn.functional.cross_entropy(self.model(images), self.labels[chosen])
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+
+    def test(self) -> float:
+        """Share of the test images that are classified correctly."""
+        self.model.eval()
+        images, labels = torch.from_numpy(self.data.test_images), torch.from_numpy(self.data.test_labels)
+        with torch.inference_mode():
+            predicted = torch.cat([self.model(part).argmax(1) for part in torch.split(images, TEST_BATCH)])
+        return float((predicted == labels).float().mean())
+
+    def checkpoint(self) -> None:
+        """Write what `resume` needs; the previous checkpoint stays whole until the new one is."""
+        state = {
+            "settings": self._lasting_settings(),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "accuracy": self.accuracy,
+            "network": self.model.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        self.out.mkdir(parents=True, exist_ok=True)
+        with replaced_folder(self.out / "checkpoint") as folder:
+            torch.save(state, folder / "state.pt")
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one; raises UserError if it is of other settings."""
+        path = self.out / "checkpoint" / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        for name, given in self._lasting_settings().items():
+            if state["settings"][name] != given:
+                before = state["settings"][name]
+                raise UserError(
+                    f"{name}: {given!r}, but the checkpoint in {self.out} is of {before!r}; "
+                    "give the same or --overwrite"
+                )
+        self.epoch, self.seconds, self.accuracy = state["epoch"], state["seconds"], state["accuracy"]
+        self.model.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.say(f"resumed after epoch {self.epoch}")
+
+    def _lasting_settings(self) -> dict[str, Any]:
+        """The settings that a resumed training must share with the one it goes on with."""
+        return {k: v for k, v in asdict(self.settings).items() if k not in ("data", "budget_seconds")}
+
+    def finish(self) -> Model:
+        """Save the teacher; a training that ran to its last epoch needs no checkpoint any more."""
+        source = {
+            "kind": "classifier",
+            "dataset": self.settings.dataset,
+            "test_accuracy": self.accuracy,
+            "epochs": self.epoch,
+            "seed": self.settings.seed,
+            "wall_seconds": round(self.seconds, 1),
+            "versions": {"torch": torch.__version__},
+        }
+        self.model.config = replace(self.model.config, source=source)
+        save_model(self.model, self.out)
+        if self.epoch >= self.settings.epochs:
+            shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
+        return self.model.frozen()
+
+    def say(self, message: str = "", step: int = 0) -> None:
+        """Report the state."""
+        self.report(
+            Progress(
+                seconds=self.seconds,
+                budget_seconds=self.settings.budget_seconds,
+                steps=self.epoch * self.batches + step,
+                metric="test accuracy",
+                score=self.accuracy,
+                best=self.accuracy,
+                message=message,
+            )
+        )
+
+
+def shifted(images: Tensor, most: int, random: torch.Generator) -> Tensor:
+    """Images (N, channels, height, width), each moved by its own -most..most pixels along both axes, 0 coming in."""
+    if most == 0:
+        return images
+    count, _, height, width = images.shape
+    padded = nn.functional.pad(images, [most] * 4)
+    down, right = torch.randint(0, 2 * most + 1, (2, count, 1), generator=random)
+    rows = (down + torch.arange(height))[:, :, None]
+    columns = (right + torch.arange(width))[:, None, :]
+    moved = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns]
+    return moved.permute(0, 3, 1, 2)

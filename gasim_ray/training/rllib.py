@@ -1,0 +1,251 @@
+"""Trains a policy with RLlib (PPO or DQN, new API stack) and keeps the best greedy one as a teacher.
+
+The training folder is the teacher folder: `config.json` and `model.safetensors` appear when the training ends; until
+then, and afterwards if its goal was not reached, `checkpoint/` holds what `resume` needs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
+from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.environments import environment_spec
+from gasim_ray.evaluation.episodes import evaluate_return
+from gasim_ray.teachers.folder import replaced_folder, surviving_folder
+from gasim_ray.teachers.rllib_modules import model_from_module
+from gasim_ray.training.progress import Progress, Report
+from gasim_ray.training.recipes import STOP_RETURNS
+
+#: Episodes of a first look at the greedy policy; only one better than the best so far is looked at again.
+GLANCE_EPISODES = 20
+#: Episodes of the second look, which decides.
+CONFIRM_EPISODES = 100
+#: Seeds of the looks; the reported episodes start from seeds of their own, so that choosing does not flatter them.
+GLANCE_SEED, CONFIRM_SEED, REPORT_SEED = 10_000_000, 20_000_000, 30_000_000
+
+
+@dataclass(frozen=True)
+class PolicyTraining:
+    """What to train, with what, and for how long."""
+
+    #: Gymnasium id of the environment; its actions must be discrete.
+    env: str
+    #: RLlib's algorithm.
+    algo: Literal["ppo", "dqn"]
+    #: Sizes of the hidden layers.
+    hidden: tuple[int, ...] = (256, 256)
+    #: Greedy mean return at which to stop; None takes the environment's own, or trains to the budget.
+    stop_return: float | None = None
+    #: Seconds of training, those before a resume included.
+    budget_seconds: float = 1200.0
+    #: Environment steps after which to stop.
+    max_steps: int = 5_000_000
+    #: Seed of the algorithm and its environments.
+    seed: int = 0
+    #: Environment runners that sample as Ray actors; with 0 the training's own process samples.
+    env_runners: int = 0
+    #: Environments that each runner steps side by side; None takes the recipe's number.
+    envs: int | None = None
+    #: Seconds between two greedy evaluations.
+    evaluate_seconds: float = 10.0
+    #: Seconds between two checkpoints.
+    checkpoint_seconds: float = 60.0
+    #: Greedy episodes of the score that the teacher carries.
+    episodes: int = 100
+
+    @property
+    def goal(self) -> float | None:
+        """The greedy mean return at which to stop, if any."""
+        return self.stop_return if self.stop_return is not None else STOP_RETURNS.get(self.env)
+
+
+@dataclass
+class _State:
+    """What a checkpoint keeps beside RLlib's own."""
+
+    seconds: float = 0.0
+    steps: int = 0
+    best: float | None = None
+    score: float | None = None
+    reached: bool = False
+
+
+def train_policy(
+    settings: PolicyTraining, out: Path, report: Report, *, resume: bool = False, overwrite: bool = False
+) -> Model:
+    """Train, keep the best greedy policy, evaluate it, and save it as a teacher folder at `out`.
+
+    Ctrl-C leaves a checkpoint and raises KeyboardInterrupt again; after it, or after a kill, `resume` goes on.
+    Raises UserError for an unknown environment, a continuous action space, an existing folder without `resume` or
+    `overwrite`, or a checkpoint of other settings.
+    """
+    observation, _ = environment_spec(settings.env)
+    if observation.layout == "CHW":
+        raise UserError(f"env: {settings.env} shows channels first; RLlib's networks read (height, width, channels)")
+    state = _prepare(settings, out, resume, overwrite)
+    if state.reached:
+        return load_model(out).frozen()
+    training = _Training(settings, out, report, observation, state)
+    try:
+        training.run()
+    except KeyboardInterrupt:
+        training.checkpoint()
+        training.say(f"stopped; go on with --resume --out {out}")
+        raise
+    finally:
+        training.algorithm.stop()
+    return training.finish()
+
+
+def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool) -> _State:
+    """The state to start from; raises UserError if the folder is in the way or belongs to other settings."""
+    checkpoint = surviving_folder(out / "checkpoint")
+    if overwrite and not resume:
+        shutil.rmtree(out, ignore_errors=True)
+    if out.exists() and any(out.iterdir()) and not resume:
+        raise UserError(f"out: {out} exists; --resume goes on with it, --overwrite starts afresh")
+    if not (checkpoint / "state.json").exists():
+        return _State(reached=(out / "config.json").exists())
+    saved = json.loads((checkpoint / "state.json").read_text())
+    for name in ("env", "algo", "hidden", "seed"):
+        given = getattr(settings, name)
+        before = tuple(saved["settings"][name]) if name == "hidden" else saved["settings"][name]
+        if given != before:
+            raise UserError(
+                f"{name}: {given!r}, but the checkpoint in {out} is of {before!r}; give the same or --overwrite"
+            )
+    return _State(**saved["state"])
+
+
+class _Training:
+    """One run of RLlib's algorithm between two checkpoints."""
+
+    def __init__(
+        self, settings: PolicyTraining, out: Path, report: Report, observation: ObservationSpec, state: _State
+    ) -> None:
+        from gasim_ray.training.algorithms import build_algorithm
+
+        self.settings, self.out, self.report, self.observation, self.state = settings, out, report, observation, state
+        self.algorithm = build_algorithm(settings)
+        self.best: Model | None = None
+        if (out / "checkpoint" / "state.json").exists():
+            self.algorithm.restore_from_path(str((out / "checkpoint" / "algorithm").resolve()))
+            if state.best is not None:
+                self.best = load_model(out / "checkpoint" / "best")
+            self.say("resumed")
+        self.started = time.monotonic() - state.seconds
+        self.evaluated = self.checkpointed = time.monotonic()
+
+    def run(self) -> None:
+        """Iterate until the goal, the budget or the last step."""
+        while not (self.state.reached or self._exhausted()):
+            result = self.algorithm.train()
+            now = time.monotonic()
+            self.state.seconds = now - self.started
+            sampled = result.get("env_runners", {})
+            self.state.steps = int(sampled.get("num_env_steps_sampled_lifetime", self.state.steps))
+            returned = sampled.get("episode_return_mean")
+            self.state.score = None if returned is None or np.isnan(returned) else float(returned)
+            if now - self.evaluated >= self.settings.evaluate_seconds:
+                self._evaluate()
+                self.evaluated = time.monotonic()
+            if now - self.checkpointed >= self.settings.checkpoint_seconds:
+                self.checkpoint()
+            self.say()
+        if not self.state.reached:
+            self._evaluate()
+            self.checkpoint()
+
+    def _exhausted(self) -> bool:
+        return self.state.seconds >= self.settings.budget_seconds or self.state.steps >= self.settings.max_steps
+
+    def current(self) -> Model:
+        """The policy as it is now, as a teacher."""
+        return model_from_module(self.algorithm.get_module(), self.observation, {})
+
+    def _evaluate(self) -> None:
+        policy = self.current()
+        glance = self._mean_return(policy, GLANCE_EPISODES, GLANCE_SEED)
+        if self.state.best is not None and glance <= self.state.best:
+            return
+        confirmed = self._mean_return(policy, CONFIRM_EPISODES, CONFIRM_SEED)
+        if self.state.best is None or confirmed > self.state.best:
+            self.state.best, self.best = confirmed, policy
+            goal = self.settings.goal
+            self.state.reached = goal is not None and confirmed >= goal
+
+    def _mean_return(self, policy: Model, episodes: int, seed: int) -> float:
+        return float(evaluate_return(policy, self.settings.env, episodes, seed + self.settings.seed).returns.mean())
+
+    def checkpoint(self) -> None:
+        """Write what `resume` needs; the previous checkpoint stays whole until the new one is."""
+        self.state.seconds = time.monotonic() - self.started
+        self.out.mkdir(parents=True, exist_ok=True)
+        with replaced_folder(self.out / "checkpoint") as folder:
+            self.algorithm.save_to_path(str((folder / "algorithm").resolve()))
+            if self.best is not None:
+                save_model(self.best, folder / "best")
+            saved = {"settings": asdict(self.settings), "state": asdict(self.state)}
+            (folder / "state.json").write_text(json.dumps(saved, indent=1) + "\n")
+        self.checkpointed = time.monotonic()
+
+    def finish(self) -> Model:
+        """Score the best policy on fresh episodes and save it; a reached goal needs no checkpoint any more."""
+        assert self.best is not None
+        returns = evaluate_return(
+            self.best, self.settings.env, self.settings.episodes, REPORT_SEED + self.settings.seed
+        ).returns
+        model = _with_source(self.best, self._source(returns))
+        save_model(model, self.out)
+        if self.state.reached:
+            shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
+        self.say(f"greedy return {returns.mean():.1f} ± {returns.std():.1f} over {len(returns)} episodes")
+        return model
+
+    def _source(self, returns: npt.NDArray[np.float64]) -> dict[str, Any]:
+        import ray
+
+        return {
+            "kind": "rllib",
+            "environment": self.settings.env,
+            "algorithm": self.settings.algo,
+            "seed": self.settings.seed,
+            "environment_steps": self.state.steps,
+            "wall_seconds": round(self.state.seconds, 1),
+            "mean_return": round(float(returns.mean()), 3),
+            "std_return": round(float(returns.std()), 3),
+            "episodes": len(returns),
+            "versions": {"ray": ray.__version__},
+        }
+
+    def say(self, message: str = "") -> None:
+        """Report the state."""
+        self.report(
+            Progress(
+                seconds=self.state.seconds,
+                budget_seconds=self.settings.budget_seconds,
+                steps=self.state.steps,
+                metric="mean return",
+                score=self.state.score,
+                best=self.state.best,
+                goal=self.settings.goal,
+                message=message,
+            )
+        )
+
+
+def _with_source(model: Model, source: dict[str, Any]) -> Model:
+    config: ModelConfig = replace(model.config, source=source)
+    described = Model(config)
+    described.network.load_state_dict(model.network.state_dict())
+    return described.frozen()
