@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -20,6 +20,7 @@ from gasim_ray.core.distill import new_student, with_source
 from gasim_ray.core.model import Model, save_model
 from gasim_ray.core.prior import Knowledge, Mixture
 from gasim_ray.errors import UserError
+from gasim_ray.report.display import Display
 from gasim_ray.report.samples import save_samples
 from gasim_ray.run_folder import Metrics, RunFolder, versions
 from gasim_ray.teachers import load_teacher
@@ -28,16 +29,6 @@ from gasim_ray.teachers import load_teacher
 METRICS_SECONDS = 1.0
 #: Observations shown in samples.png.
 SAMPLES = 512
-
-
-class Display(Protocol):
-    """What shows progress while a run goes on."""
-
-    def show(self, progress: Progress) -> None:
-        """Called several times a second."""
-
-    def note(self, message: str) -> None:
-        """A line that stays."""
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -96,6 +87,7 @@ def _drive(
         display.show(loop.progress)
         if now - last_row >= METRICS_SECONDS:
             metrics.write(loop.progress)
+            workers.publish(vars(loop.progress))
             last_row = now
         if now - last_checkpoint >= config.checkpoint_seconds:
             save(loop)
@@ -179,7 +171,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     def catch(number: int, frame: object) -> None:
         caught.append(number)
         signal.signal(number, before[number])
-        print("stopping after this step; once more to stop at once", file=sys.stderr)
+        print("stopping after this step; once more stops at once", file=sys.stderr)
 
     if threading.current_thread() is threading.main_thread():
         before.update({number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)})

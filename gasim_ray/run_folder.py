@@ -21,7 +21,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from gasim_ray.actors.loop import Progress
-from gasim_ray.config import DistillConfig, plain
+from gasim_ray.config import DistillConfig, parse_config, plain
 from gasim_ray.errors import UserError
 
 #: Settings that may differ between a run and its continuation.
@@ -52,6 +52,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def saved_config(run: Path) -> DistillConfig:
+    """The configuration of a run; raises UserError if there is none."""
+    if not (run / "config.yaml").exists():
+        raise UserError(f"{run}: no run there (config.yaml is missing)")
+    return parse_config([], str(run / "config.yaml"))
 
 
 class RunFolder:

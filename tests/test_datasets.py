@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -80,6 +80,7 @@ def test_sample_is_made_from_the_first_images_of_each_class(tmp_path):
         assert (again["test_labels"] == sample.test_labels).all()
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.uint8, hnp.array_shapes(max_dims=3, max_side=6)), st.booleans())
 def test_idx_is_read_back(tmp_path_factory, array, zipped):
     folder = tmp_path_factory.mktemp("idx")
@@ -87,6 +88,7 @@ def test_idx_is_read_back(tmp_path_factory, array, zipped):
     assert (read_idx(folder / "x") == array).all()
 
 
+@settings(deadline=None)
 @given(st.data(), hnp.arrays(np.uint8, hnp.array_shapes(max_dims=3, max_side=6)), st.booleans())
 def test_truncated_idx_is_refused(tmp_path_factory, data, array, zipped):
     content = gzip.compress(idx(array)) if zipped else idx(array)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import entropy
@@ -29,6 +29,7 @@ def model(seed, config=CONFIG):
     return Model(config).eval()
 
 
+@settings(deadline=None)
 @given(outputs, outputs)
 def test_agreement_is_a_symmetric_fraction(a, b):
     assert same_action(a, a) == 1
@@ -36,15 +37,17 @@ def test_agreement_is_a_symmetric_fraction(a, b):
     assert same_action(a, b) == sum(int(x.argmax()) == int(y.argmax()) for x, y in zip(a, b, strict=True)) / 5
 
 
+@settings(max_examples=50, deadline=None)
 @given(outputs, scales, outputs, scales)
 def test_kl_is_that_of_the_two_policies(a, a_scale, b, b_scale):
     p, q = (torch.softmax(x.double() / scale, 1).numpy() for x, scale in ((a, a_scale), (b, b_scale)))
-    expected = np.mean([entropy(x, y) for x, y in zip(p, q, strict=True)])
+    expected = entropy(p, q, axis=1).mean()
     assert kl_nats(a, a_scale, b, b_scale) == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert kl_nats(a, a_scale, b, b_scale) >= 0
     assert kl_nats(a, a_scale, a, a_scale) == 0
 
 
+@settings(deadline=None)
 @given(outputs, outputs, st.floats(0.1, 10), st.floats(-5, 5))
 def test_units_of_the_student_do_not_matter(a, b, factor, shift):
     assert kl_nats(a, 1.0, factor * b + shift, factor) == pytest.approx(kl_nats(a, 1.0, b, 1.0), rel=1e-2, abs=1e-3)
@@ -92,6 +95,7 @@ def test_nan_names_who_gave_it():
         agreement(broken, model(1), np.zeros((1, 3), np.float32))
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float64, st.integers(2, 30), elements=st.floats(-500, 500)))
 def test_interval_holds_the_mean_and_stays_in_range(values):
     interval = mean_interval(values)
@@ -117,6 +121,7 @@ def test_one_episode_has_no_interval():
         mean_interval(np.ones(1))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.data())
 def test_proportion_interval_holds_the_fraction(trials, data):
     successes = data.draw(st.integers(0, trials))

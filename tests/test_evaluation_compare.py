@@ -1,5 +1,6 @@
 """Evaluating a run: rows, controls and their cache, the summary, the table; on CartPole and on the MNIST sample."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -21,13 +22,13 @@ TASK = EnvironmentTask("CartPole-v1", episodes=4, local=True)
 
 
 def balancer(sign=1.0):
-    """A linear policy of CartPole: with the sign, it pushes to where the pole falls; against it, it never does."""
+    """A linear policy of CartPole: with the sign, it pushes to where the pole leans; against it, away from there."""
     spec, actions = environment_spec("CartPole-v1")
     model = Model(ModelConfig({"name": "mlp", "hidden": []}, spec, actions, "logits"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        model.network.layers[0].weight[1] = sign * torch.tensor([0.0, 0.0, 1.0, 0.35])
+        model.network.layers[0].weight[1] = sign * torch.tensor([0.0, 0.0, 1.0, 0.0])
     return model
 
 
@@ -63,7 +64,7 @@ def test_rows_of_a_run(run):
     assert rows["real_observations"].kl > 0
     assert rows["real_observations"].score.interval.mean < rows["teacher"].score.interval.mean
     assert rows["teacher"].parameters == 10
-    assert evaluation.observations == sum([4 * rows["teacher"].score.interval.mean])
+    assert evaluation.observations == 4 * rows["teacher"].score.interval.mean
     assert json.loads(json.dumps(evaluation.to_json()))["rows"][1]["name"] == "student"
 
 
@@ -172,7 +173,7 @@ def test_too_few_episodes_are_refused_before_any_is_played():
 
 
 def rendered(*evaluations):
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(evaluation_table(evaluations))
     return console.export_text()
 

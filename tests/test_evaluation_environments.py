@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import gymnasium as gym
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gasim_ray.core.model import ModelConfig
@@ -59,6 +59,7 @@ def test_unknown_id_unlike_any_other():
         environment_spec("qqqqqq-v0")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 99), min_size=1, unique=True))
 def test_nearest_prefers_the_newest_version(versions):
     assert nearest_id("Cart-v100", [f"Cart-v{v}" for v in versions]) == f"Cart-v{max(versions)}"
@@ -106,6 +107,7 @@ def test_frame_stack_fits_single_frames():
         check_environment("CartPole-v1", replace(config(), observation=replace(spec, stack=4)), "teacher")
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["vector", "HWC", "CHW"]),
     st.integers(1, 5),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gasim_ray.core.model import Model, ModelConfig
@@ -25,7 +25,7 @@ from gasim_ray.evaluation.episodes import (
 
 
 class Counting(gym.Env):
-    """Shows its step count in `shape`; an episode lasts 1 to 9 steps, by its seed, and each step is worth its number."""
+    """Shows its step count in `shape`; an episode lasts 1 to 9 steps, by its seed; step n is worth n."""
 
     action_space = gym.spaces.Discrete(2)
 
@@ -49,13 +49,13 @@ gym.register("GasimCountingImage-v0", entry_point=Counting, kwargs={"shape": (2,
 
 
 def balancer():
-    """A linear policy of CartPole that is good, but not perfect: it pushes to where the pole falls."""
+    """A linear policy of CartPole that swings ever wider: it pushes to where the pole leans."""
     spec, actions = environment_spec("CartPole-v1")
     model = Model(ModelConfig({"name": "mlp", "hidden": []}, spec, actions, "logits"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        model.network.layers[0].weight[1] = torch.tensor([0.0, 0.0, 1.0, 0.35])
+        model.network.layers[0].weight[1] = torch.tensor([0.0, 0.0, 1.0, 0.0])
     return model
 
 
@@ -81,6 +81,7 @@ def test_returns_equal_those_of_one_environment_played_by_hand():
     assert played.lengths.tolist() == expected
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 99), st.integers(0, 30))
 def test_nothing_depends_on_how_many_run_side_by_side(parallel, episodes, seed, keep):
     model = counter()
@@ -127,6 +128,7 @@ def test_states_are_kept_uniformly():
     assert abs(sample.mean() - states.mean()) < 4 * states.std() / 300**0.5
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1, exclude_max=True), unique=True), st.integers(0, 8))
 def test_a_sample_holds_the_smallest_keys(keys, capacity):
     sample = StateSample(capacity)
@@ -137,6 +139,7 @@ def test_a_sample_holds_the_smallest_keys(keys, capacity):
     assert items[:, 0].tolist() == kept.tolist()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 20))
 def test_shards_hold_each_episode_once(episodes, shards):
     parts = shard_episodes(episodes, shards)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.metrics import Gauge
 
 from gasim_ray.actors.workers import Answer, WorkerLost, make_learner, make_synthesizer, use_threads
 from gasim_ray.config import DistillConfig
@@ -22,7 +24,8 @@ LEARNER_CPUS = 1.0
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS or this machine names, or start one here; does nothing if connected."""
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="warning")
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
 
 class GeneratorActor:
@@ -76,6 +79,7 @@ class RayWorkers:
     def __init__(self, teacher: Model, config: DistillConfig) -> None:
         check_resources(config)
         self.config = config
+        self.gauges: dict[str, Any] = {}
         self.teacher = ray.put(teacher)
         learner_gpus = 1 if config.device.startswith("cuda") and config.generator.gpus == 0 else config.generator.gpus
         self.learner = (
@@ -139,6 +143,13 @@ class RayWorkers:
         self.read(self.learner.load_state_dict.remote(learner))
         for generator, state in zip(self.generators, generators, strict=False):
             self.read(generator.load_state_dict.remote(state))
+
+    def publish(self, figures: Mapping[str, float]) -> None:
+        """See Workers: Ray metrics named gasim_<figure>."""
+        for name, value in figures.items():
+            if name not in self.gauges:
+                self.gauges[name] = Gauge(f"gasim_{name}", description=f"gasim: {name}; see metrics.csv")
+            self.gauges[name].set(value)
 
     def close(self) -> None:
         """See Workers."""

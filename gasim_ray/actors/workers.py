@@ -6,7 +6,7 @@ that it only passes on. With Ray both are references, so observations go from a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from gasim_ray.core.batch import StudentWeights
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.learner import Learner
 from gasim_ray.core.model import Model
+from gasim_ray.core.prior import Mixture, Prior
 from gasim_ray.core.synthesizer import Synthesizer
 
 
@@ -62,14 +63,21 @@ class Workers(Protocol):
     def restore(self, learner: dict[str, Any], generators: Sequence[Any]) -> None:
         """Put a checkpoint's states back; `generators` may be empty."""
 
+    def publish(self, figures: Mapping[str, float]) -> None:
+        """Show figures where the cluster is watched."""
+
     def close(self) -> None:
         """Let go of all actors."""
 
 
-def make_synthesizer(teacher: Model, config: DistillConfig, actor: int, device: str) -> Synthesizer:
-    """The plain generator worker of one actor."""
+def make_synthesizer(
+    teacher: Model, config: DistillConfig, actor: int, device: str, prior: Prior | None = None
+) -> Synthesizer:
+    """The plain generator worker of one actor; a prior given here takes the place of the configured ones."""
     student = new_student(teacher, config.student, config.seed)
-    return Synthesizer(teacher, student, config.generator, config.objective, actor, config.seed, device)
+    if prior is None and config.generator.prior:
+        prior = Mixture(config.generator.prior, teacher, device)
+    return Synthesizer(teacher, student, prior, config.generator, config.objective, actor, config.seed, device)
 
 
 def make_learner(teacher: Model, config: DistillConfig, device: str) -> Learner:
@@ -80,11 +88,11 @@ def make_learner(teacher: Model, config: DistillConfig, device: str) -> Learner:
 class LocalWorkers:
     """Everything in this process: for tests, for a debugger, and to measure what Ray costs."""
 
-    def __init__(self, teacher: Model, config: DistillConfig) -> None:
+    def __init__(self, teacher: Model, config: DistillConfig, prior: Prior | None = None) -> None:
         use_threads(1)
         self.learner = make_learner(teacher, config, config.device)
         self.synthesizers = [
-            make_synthesizer(teacher, config, actor, config.device) for actor in range(config.generator.actors)
+            make_synthesizer(teacher, config, actor, config.device, prior) for actor in range(config.generator.actors)
         ]
 
     def order(self, actor: int, order: int, weights: StudentWeights) -> Answer:
@@ -123,6 +131,9 @@ class LocalWorkers:
         self.learner.load_state_dict(learner)
         for synthesizer, state in zip(self.synthesizers, generators, strict=False):
             synthesizer.load_state_dict(state)
+
+    def publish(self, figures: Mapping[str, float]) -> None:
+        """Nobody watches one process."""
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -14,7 +14,7 @@ from gasim_ray.core.distill import generator_loss
 from gasim_ray.core.generator import DirectGenerator, Generator, NetworkGenerator
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.outputs import policy_logits
-from gasim_ray.core.prior import Mixture
+from gasim_ray.core.prior import Prior
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings
 
@@ -40,6 +40,7 @@ class Synthesizer:
         self,
         teacher: Model,
         student: Model,
+        prior: Prior | None,
         generator: GeneratorSettings,
         objective: ObjectiveSettings,
         actor: int,
@@ -50,11 +51,10 @@ class Synthesizer:
         self.teacher, self.student = teacher.to(self.device).frozen(), student.to(self.device).frozen()
         self.settings, self.objective, self.actor, self.seed = generator, objective, actor, seed
         self.spec = teacher.config.observation
-        prior = Mixture(generator.prior, self.teacher, self.device) if generator.prior else None
         self.slots = [Slot(self._make_generator(prior)) for _ in range(generator.per_actor)]
         self.student_step = 0
 
-    def _make_generator(self, prior: Mixture | None) -> Generator:
+    def _make_generator(self, prior: Prior | None) -> Generator:
         if self.settings.kind == "network":
             return NetworkGenerator(prior, self.settings, self.spec, self.device)
         assert prior is not None

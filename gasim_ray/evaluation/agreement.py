@@ -49,7 +49,7 @@ def answers(model: Model, observations: npt.NDArray[Any], who: str = "model") ->
 
 def same_action(teacher_outputs: Tensor, student_outputs: Tensor) -> float:
     """Fraction of the rows of two (N, actions) outputs whose greatest entry is in the same place."""
-    return float((teacher_outputs.argmax(1) == student_outputs.argmax(1)).float().mean())
+    return float((teacher_outputs.argmax(1) == student_outputs.argmax(1)).double().mean())
 
 
 def kl_nats(teacher_outputs: Tensor, teacher_scale: float, student_outputs: Tensor, student_scale: float) -> float:

@@ -44,27 +44,34 @@ def save_samples(
 
 def _image_grid(observations: Observations, choices: Labels, counts: Labels, spec: ObservationSpec) -> Figure:
     classes = np.sort(np.argsort(-counts, kind="stable")[:MAX_CLASSES])
-    figure = Figure(figsize=(max(4.0, 0.9 * len(classes)), 0.9 * IMAGES_PER_CLASS + 0.9), layout="constrained")
-    figure.suptitle(_title(observations, "by the teacher's class"), fontsize=10)
-    grid = figure.subplots(IMAGES_PER_CLASS, len(classes), squeeze=False)
+    _, height, width = spec.network_shape
+    gap = 1 + height // 16
+    # One white sheet instead of an axes a picture: with twenty classes that would take seconds.
+    sheet = np.ones((IMAGES_PER_CLASS * (height + gap), len(classes) * (width + gap), 3), np.float32)
     low, high = (float(bound.mean()) for bound in spec.bounds())
     for column, label in enumerate(classes):
-        chosen = observations[choices == label][:IMAGES_PER_CLASS]
-        grid[0, column].set_title(f"{label}\n{_share(counts, label)}", fontsize=8)
-        for row in range(IMAGES_PER_CLASS):
-            axes: Axes = grid[row, column]
-            axes.set_axis_off()
-            if row < len(chosen):
-                picture = (_picture(chosen[row], spec) - low) / (high - low)
-                axes.imshow(picture.clip(0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for row, observation in enumerate(observations[choices == label][:IMAGES_PER_CLASS]):
+            top, left = row * (height + gap), column * (width + gap)
+            unit = (_picture(observation, spec) - low) / (high - low)
+            sheet[top : top + height, left : left + width] = unit.clip(0, 1)
+    figure = Figure(figsize=(max(4.0, 0.9 * len(classes)), 0.9 * IMAGES_PER_CLASS + 0.9), layout="constrained")
+    figure.suptitle(_title(observations, "by the teacher's class"), fontsize=10)
+    axes: Axes = figure.subplots()
+    axes.imshow(sheet, interpolation="nearest", aspect=width / height)
+    axes.xaxis.tick_top()
+    middles = (np.arange(len(classes)) + 0.5) * (width + gap) - gap / 2
+    axes.set_xticks(middles, [f"{label}\n{_share(counts, label)}" for label in classes], fontsize=8)
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure
 
 
 def _picture(observation: Observations, spec: ObservationSpec) -> npt.NDArray[np.float32]:
-    """The newest frame as (height, width) or (height, width, 3), float32 in the environment's units."""
+    """The newest frame as (height, width, 3) or, for grey to be repeated, (height, width, 1); in its own units."""
     picture = np.moveaxis(observation, 0, -1) if spec.layout == "CHW" else observation
     frame = picture[..., -(spec.channels // spec.stack) :].astype(np.float32)
-    return frame if frame.shape[-1] == 3 else frame[..., -1]
+    return frame if frame.shape[-1] == 3 else frame[..., -1:]
 
 
 def _marginals(observations: Observations, choices: Labels, counts: Labels, spec: ObservationSpec) -> Figure:
@@ -82,7 +89,8 @@ def _marginals(observations: Observations, choices: Labels, counts: Labels, spec
         _marginal(axes, observations[:, element], choices, counts, _stated_bounds(spec, element))
         axes.set_title(f"element {element}", fontsize=8)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8)
+    # Matplotlib lists filled steps from the top of the stack down.
+    figure.legend(handles[::-1], labels[::-1], loc="outside lower center", ncols=min(6, len(labels)), fontsize=8)
     return figure
 
 
@@ -95,7 +103,7 @@ def _marginal(
 ) -> None:
     by_action = [values[choices == action] for action in range(len(counts))]
     names = [f"action {action}: {_share(counts, action)}" for action in range(len(counts))]
-    axes.hist(by_action, bins=50, stacked=True, label=names)
+    axes.hist(by_action, bins=50, histtype="stepfilled", stacked=True, label=names)
     for bound in bounds:
         if bound is not None:
             axes.axvline(bound, color="black", linestyle="--", linewidth=1)

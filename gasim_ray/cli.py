@@ -1,0 +1,162 @@
+"""The command line: gasim demo | distill | evaluate | compare | teacher.
+
+A command is a function that takes its arguments and returns what it has to say; the modules it needs are imported when
+it runs, so that `gasim distill` never loads an environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from gasim_ray.errors import UserError
+
+DISTILL_USAGE = """usage: gasim distill [CONFIG.yaml] [--resume] [--overwrite] [--dotted.key value ...]
+
+Distils a teacher into a student; CONFIG.yaml may be the config.yaml of an earlier run. Ctrl-C leaves a checkpoint.
+
+  --resume     go on from the checkpoint in --out
+  --overwrite  replace what is in --out
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = COMMANDS.get(given[0]) if given else None
+    if command is None:
+        stream = sys.stdout if given[:1] in (["--help"], ["-h"]) else sys.stderr
+        print("usage: gasim COMMAND ...; gasim COMMAND --help says more\n", file=stream)
+        for name, function in COMMANDS.items():
+            print(f"  {name:9} {(function.__doc__ or '').splitlines()[0]}", file=stream)
+        return 0 if stream is sys.stdout else 2
+    try:
+        command(given[1:])
+    except UserError as error:
+        print(f"gasim: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"gasim: {error or 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def distill_command(arguments: list[str]) -> None:
+    """Distil a teacher into a student without environment or data."""
+    from gasim_ray.config import make_parser, parse_config
+
+    if "--help" in arguments or "-h" in arguments:
+        print(DISTILL_USAGE)
+        print(make_parser().format_help().partition("\n\n")[2])
+        return
+    file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    flags = {flag: flag in arguments for flag in ("--resume", "--overwrite")}
+    config = parse_config([a for a in arguments if a not in flags], file)
+    path = run_distillation(config, **{flag.strip("-"): on for flag, on in flags.items()})
+    print(f"run: {path}")
+
+
+def run_distillation(config: Any, resume: bool = False, overwrite: bool = False) -> Path:
+    """Distil with progress on standard error."""
+    from gasim_ray.report.display import Display
+    from gasim_ray.run import distill
+
+    with Display(Console(stderr=True)) as display:
+        return distill(config, display, resume, overwrite)
+
+
+def evaluate_command(arguments: list[str]) -> None:
+    """Measure a run's student, its teacher and its controls."""
+    parser = evaluation_parser("gasim evaluate", "Measures a run's student, its teacher and its controls.")
+    parser.add_argument("run", type=Path, help="folder of the run")
+    given = parser.parse_args(arguments)
+    print_evaluations([given.run], given)
+
+
+def compare_command(arguments: list[str]) -> None:
+    """Measure several runs and show them in one table."""
+    parser = evaluation_parser("gasim compare", "Measures several runs and shows them in one table.")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of the runs")
+    given = parser.parse_args(arguments)
+    print_evaluations(given.runs, given)
+
+
+def evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """What `evaluate` and `compare` share."""
+    parser = argparse.ArgumentParser(prog=name, description=description)
+    parser.add_argument("--env", help="Gymnasium id; by default what the teacher was trained on")
+    parser.add_argument("--dataset", help="data set, for a classifier; likewise")
+    parser.add_argument("--data", type=Path, help="folder of the data set")
+    parser.add_argument("--episodes", type=int, default=100, help="episodes for each model (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="fixes the episodes' initial states (default 0)")
+    parser.add_argument("--no-controls", action="store_true", help="leave out controls that are not yet made")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too; - for standard output")
+    return parser
+
+
+def print_evaluations(runs: Sequence[Path], given: argparse.Namespace) -> None:
+    """Evaluate runs as the arguments say; table on the terminal, JSON where asked for."""
+    from gasim_ray.actors.ray_workers import connect
+    from gasim_ray.evaluation.compare import evaluate_run
+    from gasim_ray.evaluation.runs import control_distiller, task_of_run
+    from gasim_ray.evaluation.table import evaluation_table
+
+    connect()
+    evaluations = [
+        evaluate_run(
+            run,
+            task_of_run(run, given.env, given.dataset, given.data, given.episodes, given.seed),
+            None if given.no_controls else control_distiller(run),
+        )
+        for run in runs
+    ]
+    figures = json.dumps([evaluation.to_json() for evaluation in evaluations], indent=1)
+    if given.json and str(given.json) != "-":
+        given.json.write_text(figures + "\n")
+    if given.json and str(given.json) == "-":
+        print(figures)
+    else:
+        Console().print(evaluation_table(evaluations))
+
+
+def teacher_command(arguments: list[str]) -> None:
+    """Train a teacher, or import one from another program."""
+    from gasim_ray.training.command import import_command, train_command
+
+    actions = {"train": train_command, "import": import_command}
+    if not arguments or arguments[0] not in actions:
+        raise UserError("teacher: say `gasim teacher train` or `gasim teacher import`; each has --help")
+    actions[arguments[0]](arguments[1:])
+
+
+def demo_command(arguments: list[str]) -> None:
+    """Distil the shipped Acrobot policy with two actors and compare student, teacher and controls."""
+    from gasim_ray.config import build_config
+
+    parser = argparse.ArgumentParser(prog="gasim demo", description=demo_command.__doc__)
+    parser.add_argument("--out", default="runs/demo", help="folder of the run, replaced if it exists")
+    given = parser.parse_args(arguments)
+    config = build_config({"teacher": str(DEMO_TEACHER), "out": given.out, "budget": {"seconds": DEMO_SECONDS}})
+    path = run_distillation(config, overwrite=True)
+    evaluate_command([str(path), "--episodes", str(DEMO_EPISODES)])
+    print(f"run: {path}")
+
+
+#: What `gasim demo` distils: an RLlib DQN policy for Acrobot-v1, trained and imported by this program.
+DEMO_TEACHER = Path(__file__).parent / "assets" / "acrobot-dqn"
+DEMO_SECONDS = 15.0
+DEMO_EPISODES = 50
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo_command,
+    "distill": distill_command,
+    "evaluate": evaluate_command,
+    "compare": compare_command,
+    "teacher": teacher_command,
+}

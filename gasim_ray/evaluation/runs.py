@@ -1,0 +1,76 @@
+"""What a run is measured on, and how its controls are distilled: on observations that no generator made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gasim_ray.actors.loop import Loop
+from gasim_ray.actors.workers import LocalWorkers
+from gasim_ray.config import DistillConfig
+from gasim_ray.core.model import Model, load_config
+from gasim_ray.core.prior import Prior, Uniform
+from gasim_ray.core.settings import ObjectiveSettings
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.controls import Distil
+from gasim_ray.evaluation.datasets import load_dataset
+from gasim_ray.evaluation.episodes import Observations
+from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask, Task
+from gasim_ray.run_folder import saved_config
+from gasim_ray.teachers import load_teacher
+
+
+def task_of_run(run: Path, env: str | None, dataset: str | None, data: Path | None, episodes: int, seed: int) -> Task:
+    """The environment or data set that is named, or else the one that the run's teacher was trained on.
+
+    Raises UserError if neither is known.
+    """
+    source = load_config(Path(saved_config(run).teacher)).source
+    if not env and not dataset:
+        env, dataset = source.get("environment"), source.get("dataset")
+    if env:
+        return EnvironmentTask(env, episodes, seed)
+    if dataset:
+        return DatasetTask(load_dataset(dataset, data))
+    raise UserError(f"env: the teacher of {run} does not say what it was trained on; give --env or --dataset")
+
+
+def control_distiller(run: Path) -> Distil:
+    """Distils a run's student afresh on other observations; see `distil_control`."""
+    config = saved_config(run)
+    return lambda real: distil_control(config, load_teacher(config.teacher), real)
+
+
+class Recorded(Prior):
+    """Real observations, drawn with replacement: only for the control that shows what data would give."""
+
+    def __init__(self, teacher: Model, observations: Observations) -> None:
+        super().__init__(teacher, "cpu")
+        self.observations = torch.from_numpy(observations)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Prior."""
+        return self.observations[torch.randint(len(self.observations), (count,), generator=generator)].float()
+
+
+def distil_control(config: DistillConfig, teacher: Model, real: Observations | None) -> Model:
+    """The run's student, distilled in this process on real observations (N, *shape), or on uniform ones for None.
+
+    The same student, seed and budget; observations are drawn afresh for each batch and never improved.
+    """
+    generator = replace(config.generator, kind="direct", steps=0, actors=1, per_actor=1)
+    plain = replace(
+        config,
+        local=True,
+        device="cpu",
+        generator=generator,
+        objective=ObjectiveSettings(),
+        pool=replace(config.pool, replay=1.0),
+    )
+    prior = Uniform(teacher, "cpu") if real is None else Recorded(teacher, real)
+    workers = LocalWorkers(teacher, plain, prior)
+    Loop(workers, plain, stop=lambda: False, report=lambda loop: None).run()
+    return workers.learner.student.eval()

@@ -1,0 +1,90 @@
+"""`gasim teacher train` and `gasim teacher import`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+from rich.console import Console
+
+from gasim_ray.core.model import Model
+from gasim_ray.errors import UserError
+from gasim_ray.teachers import SOURCES, ImportOptions, import_teacher
+from gasim_ray.training.progress import Progress
+
+
+def train_command(arguments: list[str]) -> None:
+    """Train a policy (--env) or a classifier (--dataset)."""
+    # Only here, because RLlib takes seconds to import.
+    from gasim_ray.training.classifier import ClassifierTraining, train_classifier
+    from gasim_ray.training.rllib import PolicyTraining, train_policy
+
+    settings: type
+    train: Any
+    if any(a.split("=")[0] == "--dataset" for a in arguments):
+        settings, train = ClassifierTraining, train_classifier
+    else:
+        settings, train = PolicyTraining, train_policy
+    parser = ArgumentParser(prog="gasim teacher train", exit_on_error=False, description=train.__doc__)
+    parser.add_class_arguments(settings)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the teacher")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    try:
+        given = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    out, resume, overwrite = given.pop("out"), given.pop("resume"), given.pop("overwrite")
+    describe(train(settings(**given), out, show, resume=resume, overwrite=overwrite), out)
+
+
+def show(progress: Progress) -> None:
+    """One line of a training's progress."""
+
+    def figure(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
+    left = max(0.0, progress.budget_seconds - progress.seconds)
+    rate = progress.steps / progress.seconds if progress.seconds else 0.0
+    print(
+        f"{progress.seconds:5.0f} s, at most {left:.0f} s left | {progress.steps:,} steps, {rate:,.0f} a second | "
+        f"{progress.metric} {figure(progress.score)}, best {figure(progress.best)}, goal {figure(progress.goal)} "
+        f"{progress.message}",
+        flush=True,
+    )
+
+
+def import_command(arguments: list[str]) -> None:
+    """Turn an RLlib checkpoint or a PyTorch module into a teacher folder."""
+    parser = argparse.ArgumentParser(prog="gasim teacher import", description=import_command.__doc__)
+    parser.add_argument("source", help="RLlib checkpoint folder (root or module), or package.module:factory")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the teacher")
+    parser.add_argument("--kind", help=f"what the source is ({', '.join(SOURCES)}); by default told from the source")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    parser.add_argument("--trust", action="store_true", help="open pickles, which run the code that they contain")
+    parser.add_argument("--weights", type=Path, help="PyTorch: state dict (torch.save or safetensors)")
+    parser.add_argument("--observation", type=Path, help="PyTorch: JSON or YAML file with the observation's fields")
+    parser.add_argument("--actions", type=int, help="PyTorch: number of discrete actions or classes")
+    parser.add_argument("--outputs", choices=("logits", "q_values"), default="logits", help="PyTorch: what it answers")
+    given = parser.parse_args(arguments)
+    options = ImportOptions(given.trust, given.weights, given.observation, given.actions, given.outputs)
+    describe(import_teacher(given.source, given.out, options, kind=given.kind, overwrite=given.overwrite), given.out)
+
+
+def describe(model: Model, folder: Path) -> None:
+    """Say what a teacher folder holds."""
+    config = model.config
+    facts = {
+        "architecture": config.architecture,
+        "observation": f"{list(config.observation.shape)} {config.observation.dtype}",
+        "actions": config.actions,
+        "outputs": f"{config.outputs}, scale {config.output_scale:.4g}",
+        "parameters": f"{model.parameter_count:,}",
+        **config.source,
+    }
+    console = Console(highlight=False, markup=False)
+    for name, value in facts.items():
+        console.print(f"  {name}: {value}")
+    console.print(f"teacher: {folder}")
