@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,10 @@ class DistillConfig:
     def run_folder(self) -> Path:
         """Where the run is written."""
         return Path(self.out or f"runs/{Path(self.teacher).name}-{self.method}-{self.seed}")
+
+    def at(self, out: Path) -> DistillConfig:
+        """The same distillation, written elsewhere."""
+        return replace(self, out=str(out))
 
     def to_yaml(self) -> str:
         """The whole tree as YAML that `gasim distill` reads back."""

@@ -118,10 +118,13 @@ class RunFolder:
             raise OSError(f"{self.checkpoint}: not written ({' '.join(str(error).split())})") from error
 
     def write_summary(self, entries: dict[str, Any]) -> None:
-        """Merge entries into summary.json."""
-        path = self.path / "summary.json"
-        summary = json.loads(path.read_text()) if path.exists() else {}
-        write_atomically(path, (json.dumps({**summary, **entries}, indent=1) + "\n").encode())
+        """Write summary.json."""
+        write_atomically(self.path / "summary.json", (json.dumps(entries, indent=1) + "\n").encode())
+
+    def read_summary(self) -> dict[str, Any]:
+        """What `write_summary` wrote."""
+        summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+        return summary
 
 
 class Metrics:

@@ -54,10 +54,11 @@ def _image_grid(observations: Observations, choices: Labels, counts: Labels, spe
             top, left = row * (height + gap), column * (width + gap)
             unit = (_picture(observation, spec) - low) / (high - low)
             sheet[top : top + height, left : left + width] = unit.clip(0, 1)
-    figure = Figure(figsize=(max(4.0, 0.9 * len(classes)), 0.9 * IMAGES_PER_CLASS + 0.9), layout="constrained")
+    inches_wide = max(4.0, 0.9 * len(classes) * width / height)
+    figure = Figure(figsize=(inches_wide, 0.9 * IMAGES_PER_CLASS + 0.9), layout="constrained")
     figure.suptitle(_title(observations, "by the teacher's class"), fontsize=10)
     axes: Axes = figure.subplots()
-    axes.imshow(sheet, interpolation="nearest", aspect=width / height)
+    axes.imshow(sheet[:-gap, :-gap], interpolation="nearest")
     axes.xaxis.tick_top()
     middles = (np.arange(len(classes)) + 0.5) * (width + gap) - gap / 2
     axes.set_xticks(middles, [f"{label}\n{_share(counts, label)}" for label in classes], fontsize=8)

@@ -1,0 +1,113 @@
+"""Suites of declared cells, and the lines recorded for them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from gasim_ray.config import DistillConfig, build_config, plain
+from gasim_ray.errors import UserError
+
+ROOT = Path(__file__).parent
+#: The control that learns from the teacher's real observations: a row of each table, not a method.
+REAL = "real"
+
+Kind = Literal["distill", "speed"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task, method and seed of a suite."""
+
+    suite: str
+    #: What is measured: a student, or a ratio of speeds.
+    kind: Kind
+    task: str
+    method: str
+    seed: int
+    #: What the cell needs: `cpu`, or `gpu`.
+    size: Literal["cpu", "gpu"]
+    #: Heading under which tables show it.
+    group: str
+    #: Episodes of each score, for policies.
+    episodes: int
+    #: The distillation; `real` and `speed` cells take the settings of `gasim`.
+    config: DistillConfig
+
+    @property
+    def name(self) -> str:
+        """Unique within the suite."""
+        return f"{self.task}-{self.method}-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its run is written."""
+        return Path("runs") / "benchmarks" / self.suite / self.name
+
+    @property
+    def definition(self) -> str:
+        """Changes when anything that the result depends on does."""
+        fields = {**plain(asdict(self.config)), "out": None, "episodes": self.episodes, "method": self.method}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def suite_names() -> list[str]:
+    """Every declared suite."""
+    return sorted(path.stem for path in (ROOT / "suites").glob("*.yaml"))
+
+
+def load_suite(name: str) -> list[Cell]:
+    """All cells of a suite, seed by seed; raises UserError for an unknown suite or an impossible setting."""
+    path = ROOT / "suites" / f"{name}.yaml"
+    if not path.exists():
+        raise UserError(f"suite: {name!r} is not known; known: {', '.join(suite_names())}")
+    declared = yaml.safe_load(path.read_text())
+    return [
+        make_cell(name, declared, task, method, seed)
+        for seed in declared["seeds"]
+        for task in declared["tasks"]
+        for method in declared["methods"]
+    ]
+
+
+def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed: int) -> Cell:
+    """One cell with its whole configuration."""
+    settings = dict(declared["tasks"][task])
+    group = settings.pop("group", suite)
+    config = build_config(
+        {**declared["config"], **settings, "method": "gasim" if method == REAL else method, "seed": seed}
+    )
+    return Cell(
+        suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), config
+    )
+
+
+def results_path(suite: str) -> Path:
+    """The recorded lines of a suite."""
+    return ROOT / "results" / f"{suite}.jsonl"
+
+
+def read_results(suite: str) -> list[dict[str, Any]]:
+    """All recorded lines, oldest first."""
+    path = results_path(suite)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def current_results(suite: str) -> dict[str, dict[str, Any]]:
+    """Cell name -> its newest line at the current definition."""
+    lines = {(line["task"], line["method"], line["seed"], line["definition"]): line for line in read_results(suite)}
+    found = {cell.name: lines.get((cell.task, cell.method, cell.seed, cell.definition)) for cell in load_suite(suite)}
+    return {name: line for name, line in found.items() if line is not None}
+
+
+def append_result(suite: str, line: dict[str, Any]) -> None:
+    """Add one line."""
+    path = results_path(suite)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")

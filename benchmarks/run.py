@@ -1,0 +1,210 @@
+"""Records benchmark cells: python -m benchmarks.run SUITE [--only task=mnist,seed=0] [--budget-minutes 20].
+
+Cells that have a result at their current definition are skipped; a cell that was interrupted goes on from its
+checkpoint; what is left when the budget ends is said to be pending.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.cells import REAL, Cell, append_result, current_results, load_suite, suite_names
+from benchmarks.speed import measure_speed
+from gasim_ray.actors.ray_workers import connect
+from gasim_ray.core.model import Model, load_model
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
+from gasim_ray.evaluation.controls import untrained
+from gasim_ray.evaluation.datasets import load_dataset
+from gasim_ray.evaluation.episodes import Observations
+from gasim_ray.evaluation.runs import distil_control
+from gasim_ray.evaluation.tasks import TEACHER, DatasetTask, EnvironmentTask, Task
+from gasim_ray.report.display import Display
+from gasim_ray.run import distill, knowledge_level
+from gasim_ray.run_folder import RunFolder, versions
+from gasim_ray.teachers import load_teacher
+
+
+def main() -> int:
+    """Record what is pending; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("suite", choices=suite_names())
+    parser.add_argument("--only", default="", help="task=...,method=...,seed=... that a cell must have")
+    parser.add_argument("--size", choices=("cpu", "gpu"), default="cpu", help="cells that this machine can run")
+    parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no cell that would end later")
+    given = parser.parse_args()
+    try:
+        record_suite(given.suite, given.only, given.size, given.budget_minutes)
+    except UserError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"benchmarks: {error or 'interrupted'}; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> None:
+    """Run the pending cells that are asked for, within the budget, and say what stays pending."""
+    done = current_results(suite)
+    pending = [c for c in load_suite(suite) if c.name not in done and c.size == size and matches(c, only)]
+    deadline = time.monotonic() + 60 * budget_minutes
+    connect()
+    print(f"{suite}: {len(done)} cells recorded, {len(pending)} to run")
+    while pending:
+        cell = pending[0]
+        if time.monotonic() + expected_seconds(cell) > deadline:
+            break
+        started = time.monotonic()
+        line = record(cell)
+        append_result(suite, line)
+        score = line.get("ratio", line["student_score"])
+        print(f"{cell.name}: {score:.4g} in {time.monotonic() - started:.0f} s; {len(pending) - 1} left", flush=True)
+        pending.pop(0)
+    if pending:
+        print(f"pending: {', '.join(cell.name for cell in pending)}")
+
+
+def matches(cell: Cell, only: str) -> bool:
+    """Whether a cell has what `--only` asks for; raises UserError for a field that cells do not have."""
+    for condition in filter(None, only.split(",")):
+        name, _, value = condition.partition("=")
+        if name not in ("task", "method", "seed", "group"):
+            raise UserError(f"only: {name!r} is not one of task, method, seed, group")
+        if str(getattr(cell, name)) != value:
+            return False
+    return True
+
+
+def expected_seconds(cell: Cell) -> float:
+    """What a cell takes at least: its distillation."""
+    return (cell.config.budget.seconds or 60.0) + 15.0
+
+
+def record(cell: Cell) -> dict[str, Any]:
+    """Run one cell and return its line."""
+    teacher = load_teacher(cell.config.teacher)
+    if cell.kind == "speed":
+        result = measure_speed(cell.task, cell.config)
+    elif cell.method == REAL:
+        result = measure_real(cell, teacher)
+    else:
+        result = measure_method(cell)
+    return {
+        "suite": cell.suite,
+        "task": cell.task,
+        "method": cell.method,
+        "knowledge": "data" if cell.method == REAL else knowledge_level(cell.config, teacher),
+        "group": cell.group,
+        "seed": cell.seed,
+        "teacher_score": None,
+        "student_score": None,
+        "controls": {},
+        "agreement": None,
+        "budget_seconds": cell.config.budget.seconds,
+        "environment_steps": 0,
+        "teacher_parameters": teacher.parameter_count,
+        **result,
+        "hardware": hardware(),
+        "versions": versions(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "definition": cell.definition,
+        "command": f"python -m benchmarks.run {cell.suite} "
+        f"--only task={cell.task},method={cell.method},seed={cell.seed}",
+    }
+
+
+def measure_method(cell: Cell) -> dict[str, Any]:
+    """Distil with a method, without environment or data, then score the student."""
+    folder = RunFolder(cell.folder)
+    config = cell.config.at(cell.folder)
+    with Display(Console(stderr=True, quiet=not sys.stderr.isatty())) as display:
+        try:
+            distill(config, display, resume=folder.checkpoint.exists(), overwrite=True)
+        except UserError:
+            distill(config, display, overwrite=True)
+    summary = folder.read_summary()
+    student = load_model(folder.student)
+    counts = {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
+    folder.checkpoint.unlink()
+    return {**score(cell, student), **counts}
+
+
+def measure_real(cell: Cell, teacher: Model) -> dict[str, Any]:
+    """Distil the same student on the teacher's real observations, then score it."""
+    task = task_of(cell.config.teacher, cell.episodes)
+    observations = task.training_observations(teacher)
+    started = time.perf_counter()
+    student = distil_control(cell.config, teacher, observations)
+    wall = time.perf_counter() - started
+    used = {"wall_seconds": wall, "synthetic_observations": 0, "environment_steps": len(observations)}
+    return {**score(cell, student), **used}
+
+
+def score(cell: Cell, student: Model) -> dict[str, Any]:
+    """Score a student beside its teacher and the untrained control."""
+    teacher = load_teacher(cell.config.teacher)
+    teacher_score, observations = teacher_reference(cell.config.teacher, cell.episodes)
+    task = task_of(cell.config.teacher, cell.episodes)
+    models = {TEACHER: student, "untrained": untrained(student.config)}
+    scores, _ = task.measure(models)
+    expected, outputs = answers(teacher, observations, TEACHER), answers(student, observations, "student")
+    return {
+        "metric": task.metric,
+        "teacher_score": teacher_score,
+        "student_score": scores[TEACHER].interval.mean,
+        "controls": {"untrained": scores["untrained"].interval.mean},
+        "agreement": same_action(expected, outputs),
+        "kl": kl_nats(expected, teacher.config.output_scale, outputs, student.config.output_scale),
+        "student_parameters": student.parameter_count,
+    }
+
+
+@lru_cache
+def teacher_reference(folder: str, episodes: int) -> tuple[float, Observations]:
+    """The teacher's own score and its real observations."""
+    scores, observations = task_of(folder, episodes).measure({TEACHER: load_teacher(folder)})
+    return scores[TEACHER].interval.mean, observations
+
+
+@lru_cache
+def task_of(folder: str, episodes: int) -> Task:
+    """What the teacher was trained on."""
+    source = load_teacher(folder).config.source
+    if "environment" in source:
+        return EnvironmentTask(source["environment"], episodes)
+    return DatasetTask(load_dataset(source["dataset"], None))
+
+
+def hardware() -> str:
+    """Processor, cores and GPU in words."""
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [row.partition(":")[2].strip() for row in info.read_text().splitlines() if row.startswith("model name")]
+        model = names[0] if names else model
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores of {model}{gpu}"
+
+
+def commit() -> str:
+    """The commit that is checked out; marked where the tree differs from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Makes the tables of README.md and benchmarks/README.md from recorded results: python -m benchmarks.tables [--check].
+
+Each table stands between two marks, `<!-- table:SUITE -->` and `<!-- end -->`; everything outside them is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.cells import REAL, ROOT, Cell, current_results, load_suite
+
+FILES = (ROOT.parent / "README.md", ROOT / "README.md")
+MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MISSING = "not measured"
+
+
+def main() -> int:
+    """Write the tables, or with --check only say whether they are up to date."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
+    check = parser.parse_args().check
+    stale = [path for path in FILES if path.exists() and update(path, check)]
+    for path in stale:
+        print(f"{path.name}: {'out of date; run python -m benchmarks.tables' if check else 'written'}")
+    return 1 if check and stale else 0
+
+
+def update(path: Path, check: bool) -> bool:
+    """Bring a file's tables up to date; returns whether they were not."""
+    before = path.read_text()
+    after = MARKED.sub(lambda found: found[1] + table(found[2]) + found[3], before)
+    if after != before and not check:
+        path.write_text(after)
+    return after != before
+
+
+def table(suite: str) -> str:
+    """A suite's results as Markdown with the command, hardware and dates beneath."""
+    cells, results = load_suite(suite), current_results(suite)
+    rows = speed_rows(cells, results) if cells[0].kind == "speed" else score_rows(cells, results)
+    return "\n".join(rows) + "\n\n" + provenance(suite, list(results.values())) + "\n"
+
+
+def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
+    """One row a task: teacher, controls, methods; mean ± standard deviation over seeds."""
+    tasks, methods = list(dict.fromkeys(c.task for c in cells)), list(dict.fromkeys(c.method for c in cells))
+    shown = [m for m in methods if m != REAL]
+    header = ["task", "teacher", "untrained", *(f"`{m}`" for m in shown)]
+    if REAL in methods:
+        header.append("real observations")
+    header += ["parameters", "seconds"]
+    rows = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for task in tasks:
+        lines = [results[c.name] for c in cells if c.task == task and c.name in results]
+        columns = [[line for line in lines if line["method"] == m] for m in shown + [REAL] * (REAL in methods)]
+        cellular = [
+            task,
+            number(lines, lambda line: line["teacher_score"]),
+            number(lines, lambda line: line["controls"]["untrained"]),
+            *(spread(column) for column in columns),
+            size(lines),
+            seconds(lines),
+        ]
+        rows.append("| " + " | ".join(cellular) + " |")
+    return rows
+
+
+def scaled(line: dict[str, Any], value: float) -> float:
+    """Accuracies in percent, returns as they are."""
+    return 100 * value if line["metric"] == "accuracy" else value
+
+
+def number(lines: list[dict[str, Any]], pick: Any) -> str:
+    """Mean over all lines of a figure that does not depend on the method."""
+    return f"{mean(scaled(line, pick(line)) for line in lines):.4g}" if lines else MISSING
+
+
+def spread(lines: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds, with agreement on the teacher's real observations."""
+    if not lines:
+        return MISSING
+    scores = [scaled(line, line["student_score"]) for line in lines]
+    digits = 2 if lines[0]["metric"] == "accuracy" else 1
+    deviation = f" ± {stdev(scores):.{digits}f}" if len(scores) > 1 else ""
+    agreement = 100 * mean(line["agreement"] for line in lines)
+    return f"{mean(scores):.{digits}f}{deviation} ({agreement:.0f} %, {len(scores)})"
+
+
+def size(lines: list[dict[str, Any]]) -> str:
+    """Parameters of student and teacher."""
+    if not lines:
+        return MISSING
+    student, teacher = lines[0]["student_parameters"], lines[0]["teacher_parameters"]
+    return f"{student:,} of {teacher:,} ({100 * student / teacher:.1f} %)"
+
+
+def seconds(lines: list[dict[str, Any]]) -> str:
+    """Wall time of a distillation, the longest recorded."""
+    return f"{max(line['wall_seconds'] for line in lines):.0f}" if lines else MISSING
+
+
+def speed_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
+    """One row a ratio."""
+    rows = ["| what | observations/s | ratio |", "| --- | --- | --- |"]
+    for cell in cells:
+        line = results.get(cell.name)
+        if line is None:
+            rows.append(f"| {cell.task} | {MISSING} | {MISSING} |")
+        else:
+            first, second = line["observations_per_second"]
+            rows.append(f"| {cell.task} | {first:,.0f} to {second:,.0f} | {line['ratio']:.2f} |")
+    return rows
+
+
+def provenance(suite: str, lines: list[dict[str, Any]]) -> str:
+    """The command, and what it ran on."""
+    command = f"`python -m benchmarks.run {suite}`"
+    if not lines:
+        return f"{command}: {MISSING}."
+    dates = sorted({line["date"] for line in lines})
+    days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    machines = "; ".join(sorted({line["hardware"] for line in lines}))
+    return f"{command}, {len(lines)} cells, {days}, {machines}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
