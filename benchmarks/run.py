@@ -51,7 +51,7 @@ def main() -> int:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"benchmarks: {error or 'interrupted'}; the same command goes on", file=sys.stderr)
+        print(f"benchmarks: {str(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
         return 130
     return 0
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gasim: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"gasim: {error or 'interrupted'}", file=sys.stderr)
+        print(f"gasim: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
@@ -57,9 +57,19 @@ def distill_command(arguments: list[str]) -> None:
         return
     file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     flags = {flag: flag in arguments for flag in ("--resume", "--overwrite")}
-    config = parse_config([a for a in arguments if a not in flags], file)
+    config = parse_config(with_switches([a for a in arguments if a not in flags]), file)
     path = run_distillation(config, **{flag.strip("-"): on for flag, on in flags.items()})
     print(f"run: {path}")
+
+
+def with_switches(arguments: list[str]) -> list[str]:
+    """`--local` and `--synchronous` alone mean true."""
+    given: list[str] = []
+    for index, argument in enumerate(arguments):
+        following = arguments[index + 1 : index + 2]
+        alone = not following or following[0].startswith("--")
+        given.append(f"{argument}=true" if argument in ("--local", "--synchronous") and alone else argument)
+    return given
 
 
 def run_distillation(config: Any, resume: bool = False, overwrite: bool = False) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from gasim_ray import methods
 from gasim_ray.core.model import load_config
@@ -27,6 +27,9 @@ from gasim_ray.core.settings import (
 )
 from gasim_ray.errors import UserError
 
+# The text under a field is its --help.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -34,22 +37,30 @@ class DistillConfig:
 
     section = "config"
 
-    #: Folder of the teacher, made by `gasim teacher train` or `gasim teacher import`.
     teacher: str
-    #: Preset that the other settings start from: noise, dafl, gas, gasim.
+    """Folder of the teacher, made by `gasim teacher train` or `gasim teacher import`."""
+
     method: str = "gasim"
-    #: Folder that the run is written to; by default runs/<teacher>-<method>-<seed>.
+    """Preset that the other settings start from: noise, dafl, gas, gasim."""
+
     out: str | None = None
-    #: Fixes all randomness of the synchronous mode.
+    """Folder that the run is written to; by default runs/<teacher>-<method>-<seed>."""
+
     seed: int = 0
-    #: Where networks compute: cpu, cuda, or cuda:N with --local.
+    """Fixes all randomness of the synchronous mode."""
+
     device: str = "cpu"
-    #: Run in this process without Ray, one generator after another, synchronously.
+    """Where networks compute: cpu, cuda, or cuda:N with --local."""
+
     local: bool = False
-    #: With Ray: wait for every generator before each update, so that the same seed gives the same student.
+    """Run in this process without Ray, one generator after another, synchronously."""
+
     synchronous: bool = False
-    #: Seconds between checkpoints.
+    """With Ray: wait for every generator before each update, so that the same seed gives the same student."""
+
     checkpoint_seconds: float = 30.0
+    """Seconds between checkpoints."""
+
     student: StudentSettings = field(default_factory=StudentSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
@@ -165,5 +176,10 @@ def unknown_key(name: str, known: Sequence[str]) -> str:
 def explain(message: str) -> str:
     """One line of a parser's error; an unrecognised argument names the nearest key."""
     line = " ".join(message.split())
+    wrong_type = re.search(r"""Parser key "([\w.]+)": Expected (?:a|an) (.*?)\. Got value: (.*)""", line)
+    if wrong_type:
+        key, kind, value = wrong_type.groups()
+        plain_kind = re.sub(r"<class '(.*)'>", r"\1", kind).replace("typing.", "")
+        return f"{key}: {value!r} is not of type {plain_kind}"
     found = re.search(r"(?:[Uu]nrecognized arguments:|[Uu]nrecognized options:) --([\w.-]+)", line)
     return unknown_key(found.group(1), known_keys()) if found else line

@@ -16,7 +16,7 @@ import torch
 from gasim_ray.actors.loop import Loop, Progress
 from gasim_ray.actors.workers import LocalWorkers, Workers
 from gasim_ray.config import DistillConfig
-from gasim_ray.core.distill import new_student, with_source
+from gasim_ray.core.distill import check_objective, new_student, with_source
 from gasim_ray.core.model import Model, save_model
 from gasim_ray.core.prior import Knowledge, Mixture
 from gasim_ray.errors import UserError
@@ -31,7 +31,7 @@ METRICS_SECONDS = 1.0
 SAMPLES = 512
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C ended the run; a checkpoint was written."""
 
 
@@ -44,6 +44,7 @@ def distill(config: DistillConfig, display: Display, resume: bool = False, overw
         raise UserError(f"device: {config.device} is not there (PyTorch sees no GPU); use cpu")
     teacher = load_teacher(Path(config.teacher))
     new_student(teacher, config.student, config.seed)
+    check_objective(teacher, config.generator, config.objective)
     knowledge = knowledge_level(config, teacher)
     folder = RunFolder(config.run_folder())
     state = folder.resume(config) if resume else None

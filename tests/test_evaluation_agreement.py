@@ -95,7 +95,7 @@ def test_nan_names_who_gave_it():
         agreement(broken, model(1), np.zeros((1, 3), np.float32))
 
 
-@settings(deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(hnp.arrays(np.float64, st.integers(2, 30), elements=st.floats(-500, 500)))
 def test_interval_holds_the_mean_and_stays_in_range(values):
     interval = mean_interval(values)

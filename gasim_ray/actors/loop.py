@@ -109,7 +109,7 @@ class Loop:
         for answer in self.workers.ready([*self.orders, *self.updates], TICK_SECONDS):
             if answer in self.orders:
                 self._take_order(answer, self.orders[answer], ask_again=False)
-            else:
+            elif answer in self.updates:
                 self._finish_updates([answer])
         if self.arrived and len(self.updates) < UPDATES_IN_FLIGHT:
             self._update(1)

@@ -25,7 +25,8 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS or this machine names, or start one here; does nothing if connected."""
     if not ray.is_initialized():
         logging.getLogger("ray").setLevel(logging.ERROR)
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        # Not ray.init("auto"): that joins the private Ray of any other program on this machine.
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
 class GeneratorActor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gasim_ray.core import objectives
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.outputs import policy_logits
-from gasim_ray.core.settings import ObjectiveSettings, StudentSettings
+from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, StudentSettings
 from gasim_ray.errors import UserError
 
 
@@ -81,6 +81,20 @@ def generator_loss(
         images = teacher.config.observation.normalise(observations)
         loss = loss + settings.total_variation * objectives.total_variation(images).mean()
     return loss
+
+
+def check_objective(teacher: Model, generator: GeneratorSettings, settings: ObjectiveSettings) -> None:
+    """Raise UserError if a term needs what the teacher lacks, or if generators are to improve and every term is 0."""
+    with recorded(teacher, settings):
+        pass
+    if settings.total_variation and not teacher.config.observation.is_image:
+        raise UserError("objective.total_variation: the teacher reads vectors, not images; set it to 0")
+    weights = ("one_hot", "label", "entropy", "activation", "adversarial", "batch_norm", "total_variation")
+    if generator.steps and not any(getattr(settings, name) for name in weights):
+        raise UserError(
+            f"generator.steps: {generator.steps} steps have nothing to improve, since every term of the objective "
+            "is 0; give one of them a weight, or 0 steps"
+        )
 
 
 @dataclass

@@ -89,11 +89,15 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = build_network(config.architecture, config.observation.network_shape, config.actions)
+        network = build_network(config.architecture, config.observation.network_shape, config.actions)
+        # Convolutions of few channels, and their gradients, are 1.5 times faster in this layout on a CPU.
+        self.layout = torch.channels_last if config.observation.is_image else torch.contiguous_format
+        self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations (N, *shape), any dtype, in the environment's units -> logits or Q-values (N, actions)."""
-        outputs: Tensor = self.network(self.config.observation.normalise(observations))
+        inputs = self.config.observation.normalise(observations).to(memory_format=self.layout)
+        outputs: Tensor = self.network(inputs)
         return outputs
 
     def frozen(self) -> Model:

@@ -54,12 +54,12 @@ class Pool:
         return torch.cat([chosen, uniform])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: only the filled part."""
+        """What a checkpoint keeps: only the filled part, copied, since a saved view would take the whole pool along."""
         filled = len(self)
         return {
-            "observations": self.observations[:filled],
-            "logits": self.logits[:filled],
-            "losses": self.losses[:filled],
+            "observations": self.observations[:filled].clone(),
+            "logits": self.logits[:filled].clone(),
+            "losses": self.losses[:filled].clone(),
             "added": torch.tensor(self.added),
         }
 

@@ -29,20 +29,26 @@ class StudentSettings:
 
     section = "student"
 
-    #: A registered architecture's name or package.module:factory under "name", its settings beside it.
     architecture: dict[str, Any] = field(default_factory=lambda: {"name": "mlp", "hidden": [64, 64]})
-    #: Adam's learning rate at the start; it falls to zero along a cosine of the budget spent.
+    """A registered architecture's name or package.module:factory under "name", its settings beside it."""
+
     learning_rate: float = 3e-3
-    #: Observations a student step.
+    """Adam's learning rate at the start; it falls to zero along a cosine of the budget spent."""
+
     batch_size: int = 256
-    #: Student steps for each synthetic batch that arrives.
+    """Observations a student step."""
+
     steps: int = 10
-    #: Temperature of the KL divergence from the teacher's policy.
+    """Student steps for each synthetic batch that arrives."""
+
     temperature: float = 1.0
-    #: Weight of the mean absolute difference of policy logits, added to the KL divergence.
+    """Temperature of the KL divergence from the teacher's policy."""
+
     logits_weight: float = 0.0
-    #: Images are shifted by up to this many pixels before a step and labelled afresh by the teacher.
+    """Weight of the mean absolute difference of policy logits, added to the KL divergence."""
+
     shift: int = 0
+    """Images are shifted by up to this many pixels before a step and labelled afresh by the teacher."""
 
     def __post_init__(self) -> None:
         check_range(
@@ -57,35 +63,48 @@ class GeneratorSettings:
 
     section = "generator"
 
-    #: `network` maps a latent vector to an observation; `direct` moves the observations themselves.
     kind: Literal["network", "direct"] = "direct"
-    #: Distributions that observations start from, in equal shares; a network may have none.
+    """`network` maps a latent vector to an observation; `direct` moves the observations themselves."""
+
     prior: tuple[str, ...] = ("uniform",)
-    #: Generator actors.
+    """Distributions that observations start from, in equal shares; a network may have none."""
+
     actors: int = 2
-    #: Generators in each actor, with staggered clocks; direct ones have no state, so one is enough.
+    """Generator actors."""
+
     per_actor: int = 1
-    #: Observations in a batch, which is what one order makes.
+    """Generators in each actor, with staggered clocks; direct ones have no state, so one is enough."""
+
     batch_size: int = 256
-    #: Gradient steps for each order.
+    """Observations in a batch, which is what one order makes."""
+
     steps: int = 6
-    #: Adam's learning rate of a network; of a direct generator the first step's length in standard deviations of the
-    #: prior. Direct steps shorten to 0.3 of it.
+    """Gradient steps for each order."""
+
     learning_rate: float = 0.3
-    #: Size of a network's latent vector.
+    """Adam's learning rate of a network; of a direct generator the first step's length in standard deviations of
+    the prior. Direct steps shorten to 0.3 of it."""
+
     latent: int = 100
-    #: Standard deviation in pixels of the blur of a direct generator's gradient.
+    """Size of a network's latent vector."""
+
     blur: float = 0.0
-    #: Orders after which a network generator is re-initialised; 0 for never.
+    """Standard deviation in pixels of the blur of a direct generator's gradient."""
+
     reset_every: int = 0
-    #: Orders without a better objective after which a network generator is re-initialised; 0 for never.
+    """Orders after which a network generator is re-initialised; 0 for never."""
+
     stagnation: int = 0
-    #: Orders under way at once for each actor.
+    """Orders without a better objective after which a network generator is re-initialised; 0 for never."""
+
     in_flight: int = 2
-    #: CPUs that each generator actor reserves.
+    """Orders under way at once for each actor."""
+
     cpus: float = 0.5
-    #: GPUs, fractions included, that each generator actor reserves.
+    """CPUs that each generator actor reserves."""
+
     gpus: float = 0.0
+    """GPUs, fractions included, that each generator actor reserves."""
 
     def __post_init__(self) -> None:
         at_least_one = ("actors", "per_actor", "batch_size", "latent", "in_flight")
@@ -101,26 +120,35 @@ class ObjectiveSettings:
 
     section = "objective"
 
-    #: Cross-entropy to the teacher's own choice.
     one_hot: float = 0.0
-    #: Cross-entropy to an action drawn at random for each observation.
+    """Cross-entropy to the teacher's own choice."""
+
     label: float = 0.0
-    #: Negative entropy of the batch's mean policy.
+    """Cross-entropy to an action drawn at random for each observation."""
+
     entropy: float = 0.0
-    #: Minus the activation before the teacher's last layer.
+    """Negative entropy of the batch's mean policy."""
+
     activation: float = 0.0
-    #: Minus the divergence between teacher and student.
+    """Minus the activation before the teacher's last layer."""
+
     adversarial: float = 0.0
-    #: Which divergence.
+    """Minus the divergence between teacher and student."""
+
     divergence: Divergence = "kl"
-    #: Where the divergence is clipped, in nats (in logits for l1).
+    """Which divergence."""
+
     bound: float = 4.0
-    #: Count only observations on which teacher and student still agree.
+    """Where the divergence is clipped, in nats (in logits for l1)."""
+
     masked: bool = False
-    #: Distance to the teacher's stored batch-norm statistics.
+    """Count only observations on which teacher and student still agree."""
+
     batch_norm: float = 0.0
-    #: Total variation of images.
+    """Distance to the teacher's stored batch-norm statistics."""
+
     total_variation: float = 0.0
+    """Total variation of images."""
 
     def __post_init__(self) -> None:
         names = ("one_hot", "label", "entropy", "activation", "adversarial", "bound", "batch_norm", "total_variation")
@@ -133,12 +161,14 @@ class PoolSettings:
 
     section = "pool"
 
-    #: Observations kept.
     capacity: int = 100_000
-    #: Share of a student batch that comes from the pool; the rest comes from the newest synthetic batch.
+    """Observations kept."""
+
     replay: float = 1.0
-    #: Share of the replayed observations that is picked for a high stored loss.
+    """Share of a student batch that comes from the pool; the rest comes from the newest synthetic batch."""
+
     hard: float = 0.0
+    """Share of the replayed observations that is picked for a high stored loss."""
 
     def __post_init__(self) -> None:
         check_range(self, {"capacity": 1, "replay": 0, "hard": 0}, {"replay": 1, "hard": 1})
@@ -150,12 +180,14 @@ class BudgetSettings:
 
     section = "budget"
 
-    #: Wall time of distillation, evaluation and start-up excluded.
     seconds: float | None = None
-    #: Synthetic observations that the learner has received.
+    """Wall time of distillation, evaluation and start-up excluded."""
+
     observations: int | None = None
-    #: Student steps.
+    """Synthetic observations that the learner has received."""
+
     student_steps: int | None = None
+    """Student steps."""
 
     def __post_init__(self) -> None:
         check_range(self, {"seconds": 0.1, "observations": 1, "student_steps": 1})

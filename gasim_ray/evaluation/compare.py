@@ -91,6 +91,7 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
             "teacher_score": scores[TEACHER],
             "student_score": scores[STUDENT],
             "controls": {name: scores[name] for name in controls},
+            "agreement": next(row.agreement for row in evaluation.rows if row.name == STUDENT),
         },
     )
     return evaluation

@@ -30,6 +30,8 @@ from gasim_ray.training.recipes import STOP_RETURNS
 GLANCE_EPISODES = 20
 #: Episodes of the second look, which decides.
 CONFIRM_EPISODES = 100
+#: Time trained after an evaluation, at least, as a multiple of the time that it took: episodes may be long.
+EVALUATION_REST = 5.0
 #: Seeds of the looks; the reported episodes start from seeds of their own, so that choosing does not flatter them.
 GLANCE_SEED, CONFIRM_SEED, REPORT_SEED = 10_000_000, 20_000_000, 30_000_000
 
@@ -56,7 +58,7 @@ class PolicyTraining:
     env_runners: int = 0
     #: Environments that each runner steps side by side; None takes the recipe's number.
     envs: int | None = None
-    #: Seconds between two greedy evaluations.
+    #: Seconds between two greedy evaluations, at least.
     evaluate_seconds: float = 10.0
     #: Seconds between two checkpoints.
     checkpoint_seconds: float = 60.0
@@ -144,7 +146,8 @@ class _Training:
                 self.best = load_model(out / "checkpoint" / "best")
             self.say("resumed")
         self.started = time.monotonic() - state.seconds
-        self.evaluated = self.checkpointed = time.monotonic()
+        self.checkpointed = time.monotonic()
+        self.next_evaluation = self.checkpointed + settings.evaluate_seconds
 
     def run(self) -> None:
         """Iterate until the goal, the budget or the last step."""
@@ -156,9 +159,10 @@ class _Training:
             self.state.steps = int(sampled.get("num_env_steps_sampled_lifetime", self.state.steps))
             returned = sampled.get("episode_return_mean")
             self.state.score = None if returned is None or np.isnan(returned) else float(returned)
-            if now - self.evaluated >= self.settings.evaluate_seconds:
+            if now >= self.next_evaluation:
                 self._evaluate()
-                self.evaluated = time.monotonic()
+                took = time.monotonic() - now
+                self.next_evaluation = now + took + max(self.settings.evaluate_seconds, EVALUATION_REST * took)
             if now - self.checkpointed >= self.settings.checkpoint_seconds:
                 self.checkpoint()
             self.say()

@@ -1,0 +1,97 @@
+"""What several test files need: small teachers on disk, and one Ray cluster for all of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import tiny
+import yaml
+from hypothesis import settings
+from ray.cluster_utils import Cluster
+
+from gasim_ray.core.model import save_model
+
+REPOSITORY = Path(__file__).parents[1]
+
+settings.register_profile("gasim", deadline=None)
+settings.load_profile("gasim")
+
+
+@pytest.fixture(scope="session")
+def vector_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a teacher of four numbers and three actions."""
+    folder = tmp_path_factory.mktemp("teachers") / "vector"
+    save_model(tiny.model(tiny.VECTOR), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a classifier of 28x28 images with four classes."""
+    folder = tmp_path_factory.mktemp("teachers") / "image"
+    save_model(tiny.model(tiny.GREY, actions=4), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cluster_address() -> Iterator[str]:
+    """A Ray cluster of four CPUs that no test is connected to; starting one takes longer than the tests on it."""
+    head = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 200_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture
+def on_cluster(cluster_address: str) -> Iterator[None]:
+    """This process is connected to the cluster."""
+    ray.init(cluster_address, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+#: Runs `gasim` with these arguments in a process of its own and in a folder of its own.
+Gasim = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def gasim(tmp_path: Path) -> Iterator[Gasim]:
+    """See Gasim; what still runs at the end of the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+        path = os.pathsep.join(filter(None, [environment.pop("PYTHONPATH", ""), str(REPOSITORY)]))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gasim_ray", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, **environment, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a tree as YAML and returns where."""
+
+    def write(tree: object, name: str = "given.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return write
