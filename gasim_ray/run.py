@@ -151,12 +151,12 @@ def _finish(
 
 
 def knowledge_level(config: DistillConfig, teacher: Model) -> Knowledge:
-    """What the run knows beyond bounds and weights: the most that its priors, blur or shifts assume.
+    """What the run knows beyond bounds and weights: the most that its priors, blur or shifted views assume.
 
     Raises UserError if a prior does not fit the teacher.
     """
     level = Mixture(config.generator.prior, teacher, "cpu").knowledge
-    assumes_pictures = config.generator.blur > 0 or config.student.shift > 0
+    assumes_pictures = config.generator.blur > 0 or config.generator.views > 1
     return "generic" if level == "bounds" and assumes_pictures else level
 
 

@@ -177,7 +177,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     for text in ("first", "second"):
         with replaced_folder(target) as folder:
             (folder / "file").write_text(text)
-    with pytest.raises(OSError, match="No space"), replaced_folder(target) as folder:
+    with pytest.raises(UserError, match="No space"), replaced_folder(target) as folder:
         fill_the_disk(folder)
     assert (target / "file").read_text() == "second"
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ from gasim_ray.errors import UserError
 from gasim_ray.teachers import load_teacher
 from gasim_ray.training.classifier import ClassifierTraining, shifted, train_classifier
 from gasim_ray.training.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other make these small steps many times slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def small(**changed: Any) -> ClassifierTraining:

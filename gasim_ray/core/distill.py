@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from gasim_ray.core import objectives
 from gasim_ray.core.model import Model, ModelConfig
+from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, StudentSettings
 from gasim_ray.errors import UserError
@@ -146,14 +146,25 @@ def last_dense(teacher: Model) -> nn.Module:
     return found[-1]
 
 
+def views(observations: Tensor, settings: GeneratorSettings, spec: ObservationSpec, rng: torch.Generator) -> Tensor:
+    """Observations (N, *shape) followed by further views of them, (views * N, *shape); vectors have one view only."""
+    if not spec.is_image or settings.views == 1:
+        return observations
+    images = observations.permute(0, 3, 1, 2) if spec.layout == "HWC" else observations
+    further = [shifted(images, settings.shift, rng) for _ in range(settings.views - 1)]
+    together = torch.cat([images, *further])
+    return together.permute(0, 2, 3, 1) if spec.layout == "HWC" else together
+
+
 def shifted(images: Tensor, most: int, rng: torch.Generator) -> Tensor:
-    """Images (N, channels, height, width) shifted together by up to `most` pixels; edges repeat."""
-    if most == 0:
-        return images
-    dy, dx = torch.randint(2 * most + 1, (2,), generator=rng, device=rng.device).tolist()
-    height, width = images.shape[-2:]
-    padded = F.pad(images.float(), (most, most, most, most), mode="replicate").to(images.dtype)
-    return padded[..., dy : dy + height, dx : dx + width]
+    """Images (N, channels, height, width), each moved by its own -most to most pixels along both axes; edges repeat."""
+    count, channels, height, width = images.shape
+    down, right = torch.randint(-most, most + 1, (2, count, 1, 1, 1), generator=rng, device=rng.device)
+    device = images.device
+    rows = (torch.arange(height, device=device).reshape(1, 1, -1, 1) + down).clamp(0, height - 1)
+    columns = (torch.arange(width, device=device) + right).clamp(0, width - 1)
+    samples = torch.arange(count, device=device).reshape(-1, 1, 1, 1)
+    return images[samples, torch.arange(channels, device=device).reshape(1, -1, 1, 1), rows, columns]
 
 
 def with_source(model: Model, **entries: Any) -> Model:

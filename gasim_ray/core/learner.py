@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gasim_ray.core.batch import StudentWeights, SyntheticBatch
-from gasim_ray.core.distill import new_student, shifted, student_loss
+from gasim_ray.core.distill import new_student, student_loss
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.pool import Pool
@@ -40,7 +40,6 @@ class Learner:
         self, teacher: Model, student: StudentSettings, pool: PoolSettings, steps_seed: int, device: str
     ) -> None:
         self.device = torch.device(device)
-        self.teacher = teacher.to(self.device).frozen()
         self.settings, self.pool_settings, self.seed = student, pool, steps_seed
         self.student = new_student(teacher, student, steps_seed).to(self.device)
         self.optimiser = torch.optim.Adam(self.student.parameters(), lr=student.learning_rate)
@@ -74,10 +73,6 @@ class Learner:
         observations, logits = self.pool.observations[slots], self.pool.logits[slots]
         if replayed < self.settings.batch_size:
             observations, logits = self._with_newest(observations, logits, self.settings.batch_size - replayed, random)
-        if self.settings.shift:
-            observations = shifted(observations, self.settings.shift, random)
-            with torch.no_grad():
-                logits = policy_logits(self.teacher(observations), self.teacher.config.output_scale)
         loss = student_loss(policy_logits(self.student(observations), 1.0), logits, self.settings)
         self.optimiser.zero_grad()
         torch.autograd.backward(loss.mean())

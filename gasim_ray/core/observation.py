@@ -97,19 +97,19 @@ class ObservationSpec:
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Finite bounds, float32, that broadcast against a batch of observations.
 
-        Where the environment states none, UNBOUNDED_REACH standard deviations around the mean stand in.
+        Where the environment states none, UNBOUNDED_REACH standard deviations around the mean stand in; where the
+        other bound lies beyond that, as many from there.
         """
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         if self.is_image:
             mean, std = mean.mean(), std.mean()
-        low = self._filled(self.low, mean - UNBOUNDED_REACH * std)
-        high = self._filled(self.high, mean + UNBOUNDED_REACH * std)
-        return low, high
-
-    def _filled(self, values: tuple[float | None, ...], missing: Tensor) -> Tensor:
-        given = torch.tensor([float("nan") if v is None else v for v in values], dtype=torch.float32)
-        filled = torch.where(given.isnan(), missing, given)
-        return filled.reshape(-1, 1, 1) if self.is_image else filled
+        reach = UNBOUNDED_REACH * std
+        low, high = (torch.tensor([float("nan") if v is None else v for v in b]) for b in (self.low, self.high))
+        low_stated, high_stated = ~low.isnan(), ~high.isnan()
+        above = torch.where(low_stated & (low >= mean + reach), low, mean) + reach
+        below = torch.where(high_stated & (high <= mean - reach), high, mean) - reach
+        low, high = torch.where(low_stated, low, below), torch.where(high_stated, high, above)
+        return (low.reshape(-1, 1, 1), high.reshape(-1, 1, 1)) if self.is_image else (low, high)
 
     def normalise(self, observations: Tensor) -> Tensor:
         """Observations (N, *shape) of any dtype -> network input (N, *network_shape), float32, differentiable."""

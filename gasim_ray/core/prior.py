@@ -110,38 +110,94 @@ class Geometry(Prior):
         return self.median + (self.bank[chosen] - self.median) * exponent.exp()
 
 
-class Fields(Prior):
-    """Smooth random pictures: coarse grids of noise, enlarged, stretched to a random contrast (knowledge: generic)."""
+class Pictures(Prior):
+    """What smooth random fields are made into: pictures as bright as the teacher's normaliser says (generic).
+
+    Raises UserError for a vector teacher.
+    """
 
     knowledge: Knowledge = "generic"
-    #: Fewest and most grid cells along the longer side.
+    #: Fewest and most cells of a field's grid.
     cells = (3, 12)
 
     def __init__(self, teacher: Model, device: torch.device | str) -> None:
         super().__init__(teacher, device)
         if not self.spec.is_image:
-            raise UserError("generator.prior: 'fields' makes pictures; a vector teacher takes 'geometry' or 'uniform'")
+            raise UserError("generator.prior: pictures are for images; a vector teacher takes 'geometry' or 'uniform'")
+        low, high = (float(bound.mean()) for bound in (self.low, self.high))
+        mean = sum(self.spec.mean) / len(self.spec.mean)
+        stated = self.spec.mean != (0.0,) or self.spec.std != (1.0,)
+        #: Mean brightness within the bounds, 0 to 1; one half where there is no normaliser.
+        self.brightness = min(0.95, max(0.05, (mean - low) / (high - low))) if stated else 0.5
+
+    @abstractmethod
+    def unit(self, count: int, generator: torch.Generator) -> Tensor:
+        """Bright shapes on a dark ground: (count, channels, height, width) in 0 to 1."""
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """See Prior."""
-        channels, height, width = self.spec.network_shape
-        sizes = range(self.cells[0], self.cells[1] + 1)
-        groups = torch.randint(len(sizes), (count,), generator=generator, device=self.device).bincount(
-            minlength=len(sizes)
-        )
-        parts = []
-        for cells, members in zip(sizes, groups.tolist(), strict=True):
-            coarse = torch.randn((members, channels, cells, cells), generator=generator, device=self.device)
-            parts.append(F.interpolate(coarse, (height, width), mode="bicubic") if members else coarse.new_empty(0))
-        fields = torch.cat([p for p in parts if len(p)])
-        low, high = fields.flatten(1).aminmax(dim=1)
-        unit = (fields - low.reshape(-1, 1, 1, 1)) / (high - low).clamp_min(1e-6).reshape(-1, 1, 1, 1)
+        """See Prior; where the normaliser says that pictures are bright, dark shapes on a bright ground."""
+        unit = self.unit(count, generator)
+        unit = 1 - unit if self.brightness > 0.5 else unit
         images = self.low + (self.high - self.low) * unit
         return images.permute(0, 2, 3, 1) if self.spec.layout == "HWC" else images
 
+    def field(self, count: int, cells: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Coarse grids of normal noise, each of its own number of cells, enlarged: (count, channels, height, width)."""
+        channels, height, width = self.spec.network_shape
+        sizes = torch.randint(cells[0], cells[1] + 1, (count,), generator=generator, device=self.device)
+        fields = torch.empty((count, channels, height, width), device=self.device)
+        for size in range(cells[0], cells[1] + 1):
+            members = (sizes == size).nonzero().squeeze(1)
+            if len(members):
+                coarse = torch.randn((len(members), channels, size, size), generator=generator, device=self.device)
+                fields[members] = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
+        return fields
+
+    def uniform(self, count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
+        """One number a picture, (count, 1, 1, 1)."""
+        return low + (high - low) * torch.rand((count, 1, 1, 1), generator=generator, device=self.device)
+
+
+class Fields(Pictures):
+    """Smooth pictures of several scales, their contrast bent until they are as bright as the normaliser says."""
+
+    def unit(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Pictures."""
+        fields = self.field(count, self.cells, generator)
+        low, high = (fields.amin((1, 2, 3), keepdim=True), fields.amax((1, 2, 3), keepdim=True))
+        unit = (fields - low) / (high - low).clamp_min(1e-6)
+        # A uniform variable to this power has the wanted mean.
+        power = 1 / min(self.brightness, 1 - self.brightness) - 1
+        bent: Tensor = unit ** (power ** self.uniform(count, 0.0, 1.0, generator))
+        return bent
+
+
+class Contours(Pictures):
+    """Lines of constant width along the level sets of smooth fields, in a window that leaves the rest empty."""
+
+    #: Narrowest and widest line, in pixels on either side of its middle.
+    half_widths = (0.5, 2.5)
+
+    def unit(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Pictures."""
+        fields = self.field(count, self.cells, generator)
+        down, right = torch.gradient(fields, dim=(2, 3))
+        slope = (down.square() + right.square()).sqrt().clamp_min(0.03)
+        level = 0.5 * torch.randn((count, 1, 1, 1), generator=generator, device=self.device)
+        half_width = self.uniform(count, *self.half_widths, generator)
+        lines = (half_width - (fields - level).abs() / slope + 0.5).clamp(0, 1)
+        window = self.field(count, (2, 4), generator) + self.uniform(count, -0.4, 0.6, generator)
+        return lines * torch.sigmoid(6 * window)
+
 
 #: Name -> prior: one line each.
-PRIORS: dict[str, type[Prior]] = {"uniform": Uniform, "gaussian": Gaussian, "geometry": Geometry, "fields": Fields}
+PRIORS: dict[str, type[Prior]] = {
+    "uniform": Uniform,
+    "gaussian": Gaussian,
+    "geometry": Geometry,
+    "fields": Fields,
+    "contours": Contours,
+}
 
 
 class Mixture(Prior):

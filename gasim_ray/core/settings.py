@@ -47,13 +47,10 @@ class StudentSettings:
     logits_weight: float = 0.0
     """Weight of the mean absolute difference of policy logits, added to the KL divergence."""
 
-    shift: int = 0
-    """Images are shifted by up to this many pixels before a step and labelled afresh by the teacher."""
-
     def __post_init__(self) -> None:
         check_range(
             self,
-            {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0, "shift": 0},
+            {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0},
         )
 
 
@@ -91,6 +88,12 @@ class GeneratorSettings:
     blur: float = 0.0
     """Standard deviation in pixels of the blur of a direct generator's gradient."""
 
+    views: int = 1
+    """Copies of each observation that are labelled: the observation itself, and for images shifted ones."""
+
+    shift: int = 2
+    """Most pixels by which the further views of an image are shifted."""
+
     reset_every: int = 0
     """Orders after which a network generator is re-initialised; 0 for never."""
 
@@ -107,8 +110,8 @@ class GeneratorSettings:
     """GPUs, fractions included, that each generator actor reserves."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("actors", "per_actor", "batch_size", "latent", "in_flight")
-        at_least_zero = ("steps", "learning_rate", "blur", "reset_every", "stagnation", "cpus", "gpus")
+        at_least_one = ("actors", "per_actor", "batch_size", "latent", "in_flight", "views")
+        at_least_zero = ("steps", "learning_rate", "blur", "shift", "reset_every", "stagnation", "cpus", "gpus")
         check_range(self, dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0))
         if self.kind == "direct" and not self.prior:
             raise UserError("generator.prior: empty; a direct generator starts from at least one distribution")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
-from gasim_ray.core.distill import generator_loss
+from gasim_ray.core.distill import generator_loss, views
 from gasim_ray.core.generator import DirectGenerator, Generator, NetworkGenerator
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.outputs import policy_logits
@@ -81,7 +81,7 @@ class Synthesizer:
 
         value = slot.generator.improve(objective, random)
         self._tick(slot, value)
-        observations = self.spec.quantise(slot.generator.emit(random))
+        observations = views(self.spec.quantise(slot.generator.emit(random)), self.settings, self.spec, random)
         logits, agreement = self._label(observations)
         info = BatchInfo(
             generator=self.actor * len(self.slots) + index,

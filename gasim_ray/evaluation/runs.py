@@ -61,7 +61,7 @@ def distil_control(config: DistillConfig, teacher: Model, real: Observations | N
 
     The same student, seed and budget; observations are drawn afresh for each batch and never improved.
     """
-    generator = replace(config.generator, kind="direct", steps=0, actors=1, per_actor=1)
+    generator = replace(config.generator, kind="direct", steps=0, views=1, actors=1, per_actor=1)
     plain = replace(
         config,
         local=True,

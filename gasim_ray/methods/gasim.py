@@ -28,10 +28,18 @@ def vector_preset() -> dict[str, dict[str, Any]]:
 
 
 def image_preset() -> dict[str, dict[str, Any]]:
-    """Smooth fields moved along a blurred gradient."""
+    """Smooth fields and contours, moved along a blurred gradient; each is labelled in four shifted views."""
     return {
-        "generator": {"kind": "direct", "prior": ["fields"], "steps": 6, "learning_rate": 0.3, "blur": 1.0},
+        "generator": {
+            "kind": "direct",
+            "prior": ["fields", "contours"],
+            "steps": 3,
+            "learning_rate": 0.8,
+            "blur": 1.0,
+            "views": 4,
+            "shift": 2,
+        },
         "objective": {"label": 1.0, "adversarial": 3.0, "bound": 4.0},
-        "pool": {"capacity": 100_000, "hard": 0.5},
-        "student": {"learning_rate": 4e-3, "logits_weight": 0.05, "shift": 2},
+        "pool": {"capacity": 200_000, "hard": 0.25},
+        "student": {"learning_rate": 4e-3, "batch_size": 256, "steps": 10, "logits_weight": 0.05},
     }

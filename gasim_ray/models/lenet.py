@@ -17,14 +17,15 @@ class LeNet5(nn.Module):
         channels, height, side = input_shape
         if height != side or side not in (28, 32):
             raise ValueError("LeNet-5 reads 28x28 or 32x32 images")
+        # Pooling before ReLU is the same function at a quarter of the ReLU's work.
         c1, c3, c5, f6 = (int(n * width) for n in (6, 16, 120, 84))
         self.features = nn.Sequential(
             nn.Conv2d(channels, c1, 5, padding=(32 - side) // 2),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(c1, c3, 5),
-            nn.ReLU(),
             nn.MaxPool2d(2),
+            nn.ReLU(),
             nn.Conv2d(c3, c5, 5),
             nn.ReLU(),
             nn.Flatten(),

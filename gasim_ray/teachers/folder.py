@@ -8,25 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gasim_ray.errors import UserError
+
 
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder to write into; it takes `target`'s place when the block ends well.
 
     After an error the target is as it was. After a kill at any moment `surviving_folder(target)` is whole.
+    Raises UserError if the disk is full or may not be written.
     """
     fresh, old = _beside(target, "new"), _beside(target, "old")
     surviving_folder(target)
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     try:
+        fresh.mkdir(parents=True)
         yield fresh
-    except BaseException:
+        if target.exists():
+            os.rename(target, old)
+        os.rename(fresh, target)
+    except OSError as error:
+        raise UserError(f"out: {target} cannot be written ({error}); what was there before is kept") from error
+    finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if target.exists():
-        os.rename(target, old)
-    os.rename(fresh, target)
     shutil.rmtree(old, ignore_errors=True)
 
 

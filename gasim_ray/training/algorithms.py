@@ -21,14 +21,13 @@ ITERATION_STEPS = 2_000
 
 
 def build_algorithm(settings: PolicyTraining) -> Any:
-    """An RLlib algorithm ready to train; starts a small local Ray if there is none.
+    """An RLlib algorithm ready to train; joins or starts Ray.
 
     Sampling and learning share one process unless `env_runners` says otherwise: on small networks, moving data
     between actors costs more than it saves.
     """
-    logging.getLogger("ray").setLevel(logging.ERROR)
     if not ray.is_initialized():
-        ray.init(num_cpus=max(1, settings.env_runners + 1), include_dashboard=False, log_to_driver=False)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     recipe = recipe_for(settings.algo, settings.env, settings.envs)
     config = _dqn(recipe, settings) if isinstance(recipe, DQNRecipe) else _ppo(recipe, settings)
     config = (

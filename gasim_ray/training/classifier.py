@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gasim_ray.core.distill import shifted
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.datasets import Dataset, load_dataset
@@ -46,7 +47,7 @@ class ClassifierTraining:
     batch: int = 128
     #: Adam's step size at the start of its cosine.
     lr: float = 2e-3
-    #: Images are moved by up to this many pixels along each axis; what enters is 0.
+    #: Images are moved by up to this many pixels along each axis; edges repeat.
     shift: int = 2
     #: Seed of weights, order and shifts.
     seed: int = 0
@@ -200,16 +201,3 @@ class _Training:
                 message=message,
             )
         )
-
-
-def shifted(images: Tensor, most: int, random: torch.Generator) -> Tensor:
-    """Images (N, channels, height, width), each moved by its own -most..most pixels along both axes, 0 coming in."""
-    if most == 0:
-        return images
-    count, _, height, width = images.shape
-    padded = nn.functional.pad(images, [most] * 4)
-    down, right = torch.randint(0, 2 * most + 1, (2, count, 1), generator=random)
-    rows = (down + torch.arange(height))[:, :, None]
-    columns = (right + torch.arange(width))[:, None, :]
-    moved = padded.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], rows, columns]
-    return moved.permute(0, 3, 1, 2)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
@@ -95,8 +96,11 @@ def train_policy(
     if observation.layout == "CHW":
         raise UserError(f"env: {settings.env} shows channels first; RLlib's networks read (height, width, channels)")
     state = _prepare(settings, out, resume, overwrite)
-    if state.reached:
+    if state is None:
         return load_model(out).frozen()
+    threads = torch.get_num_threads()
+    # Networks this small gain nothing from more, and on a busy machine threads that wait for each other lose a lot.
+    torch.set_num_threads(1)
     training = _Training(settings, out, report, observation, state)
     try:
         training.run()
@@ -106,18 +110,22 @@ def train_policy(
         raise
     finally:
         training.algorithm.stop()
+        torch.set_num_threads(threads)
     return training.finish()
 
 
-def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool) -> _State:
-    """The state to start from; raises UserError if the folder is in the way or belongs to other settings."""
+def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool) -> _State | None:
+    """The state to start from, or None if the training ended at its goal.
+
+    Raises UserError if the folder is in the way or belongs to other settings.
+    """
     checkpoint = surviving_folder(out / "checkpoint")
     if overwrite and not resume:
         shutil.rmtree(out, ignore_errors=True)
     if out.exists() and any(out.iterdir()) and not resume:
         raise UserError(f"out: {out} exists; --resume goes on with it, --overwrite starts afresh")
     if not (checkpoint / "state.json").exists():
-        return _State(reached=(out / "config.json").exists())
+        return None if (out / "config.json").exists() else _State()
     saved = json.loads((checkpoint / "state.json").read_text())
     for name in ("env", "algo", "hidden", "seed"):
         given = getattr(settings, name)

@@ -1,0 +1,244 @@
+"""Synthesizer and learner: clocks of re-initialisation, randomness, labels, student steps, saved state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
+from gasim_ray.core.distill import new_student
+from gasim_ray.core.learner import Learner
+from gasim_ray.core.model import Model
+from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.prior import Mixture, Uniform
+from gasim_ray.core.seeds import rng
+from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, PoolSettings, StudentSettings
+from gasim_ray.core.synthesizer import Synthesizer
+from gasim_ray.errors import UserError
+
+STUDENT = StudentSettings(architecture=tiny.SMALL_NETWORK, batch_size=32, steps=2)
+START = StudentWeights(0, {})
+
+
+def synthesizer(teacher: Model | None = None, actor: int = 0, seed: int = 0, **changed: Any) -> Synthesizer:
+    teacher = teacher or tiny.model(tiny.VECTOR)
+    settings = GeneratorSettings(**({"batch_size": 8, "steps": 1, "kind": "network", "latent": 4} | changed))
+    prior = Mixture(settings.prior, teacher, "cpu") if settings.prior else None
+    student = new_student(teacher, STUDENT, seed)
+    return Synthesizer(teacher, student, prior, settings, ObjectiveSettings(one_hot=1.0), actor, seed, "cpu")
+
+
+def generations(worker: Synthesizer, orders: int) -> dict[int, list[int]]:
+    """Generator -> its generation at each of its orders."""
+    found: dict[int, list[int]] = {}
+    for order in range(orders):
+        info, _ = worker.synthesize(order, START)
+        found.setdefault(info.generator, []).append(info.generation)
+    return found
+
+
+def indifferent() -> Model:
+    """A teacher whose answer never changes, so that no objective ever gets better."""
+    teacher = tiny.model(tiny.VECTOR)
+    for parameter in teacher.parameters():
+        parameter.data.zero_()
+    return teacher
+
+
+def test_the_clock_restarts_a_network_and_the_clocks_of_a_worker_are_staggered() -> None:
+    lives = generations(synthesizer(per_actor=2, reset_every=4, actor=3), 18)
+    assert lives == {6: [0, 0, 0, 0, 1, 1, 1, 1, 2], 7: [0, 0, 1, 1, 1, 1, 2, 2, 2]}
+
+
+def test_without_a_clock_a_network_lives_on() -> None:
+    assert generations(synthesizer(), 12) == {0: [0] * 12}
+
+
+def test_a_network_that_stagnates_is_restarted() -> None:
+    assert generations(synthesizer(indifferent(), stagnation=3), 9) == {0: [0, 0, 0, 0, 1, 1, 1, 1, 2]}
+
+
+def test_a_direct_generator_is_new_in_every_order() -> None:
+    assert generations(synthesizer(kind="direct"), 4) == {0: [0, 1, 2, 3]}
+
+
+def test_a_restarted_network_has_other_weights() -> None:
+    worker = synthesizer(reset_every=1)
+    networks = []
+    for order in range(2):
+        worker.synthesize(order, START)
+        networks.append(worker.slots[0].generator.state_dict()["network"])
+    assert not any(torch.equal(a, b) for a, b in zip(networks[0].values(), networks[1].values(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["direct", "network"])
+def test_a_batch_depends_on_seed_actor_and_order(kind: str) -> None:
+    def first(order: int, **key: int) -> bytes:
+        return synthesizer(kind=kind, **key).synthesize(order, START)[1].observations.tobytes()
+
+    keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    batches = [first(order, actor=actor, seed=seed) for seed, actor, order in keys]
+    assert len(set(batches)) == 4
+    assert [first(order, actor=actor, seed=seed) for seed, actor, order in keys] == batches
+
+
+def test_a_lost_order_of_a_direct_generator_can_be_asked_for_again() -> None:
+    worker = synthesizer(kind="direct")
+    batches = [worker.synthesize(order, START)[1].observations for order in range(3)]
+    assert np.array_equal(synthesizer(kind="direct").synthesize(2, START)[1].observations, batches[2])
+
+
+def test_a_batch_carries_the_teachers_answers_and_says_where_it_is_from() -> None:
+    worker = synthesizer(actor=2, per_actor=2)
+    weights = new_student(worker.teacher, STUDENT, 7).network.state_dict()
+    given = StudentWeights(40, {name: tensor.numpy() for name, tensor in weights.items()})
+    info, batch = worker.synthesize(3, given)
+    observations = torch.from_numpy(batch.observations)
+    outputs = worker.teacher(observations)
+    np.testing.assert_array_equal(batch.teacher_logits, policy_logits(outputs, 1.0).numpy())
+    guess = new_student(worker.teacher, STUDENT, 7).eval()(observations)
+    assert info.agreement == float((guess.argmax(1) == outputs.argmax(1)).float().mean())
+    assert (info.generator, info.order, info.student_step, info.count) == (5, 3, 40, 8)
+    assert batch.info == info
+
+
+def test_images_travel_in_their_own_type() -> None:
+    worker = synthesizer(tiny.model(tiny.ATARI), kind="direct")
+    worker.student = new_student(worker.teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0).frozen()
+    batch = worker.synthesize(0, START)[1]
+    assert batch.observations.dtype == np.uint8
+    assert batch.observations.shape == (8, 84, 84, 4)
+
+
+def test_a_teacher_that_answers_nan_is_refused() -> None:
+    teacher = tiny.model(tiny.VECTOR)
+    next(teacher.parameters()).data.fill_(float("nan"))
+    with pytest.raises(UserError, match="^teacher: answered NaN"):
+        synthesizer(teacher, kind="direct", steps=0).synthesize(0, START)
+
+
+@pytest.mark.parametrize("kind", ["direct", "network"])
+def test_a_restored_synthesizer_goes_on_as_the_saved_one(kind: str) -> None:
+    def worker() -> Synthesizer:
+        return synthesizer(kind=kind, per_actor=2, reset_every=3, stagnation=2)
+
+    saved, restored = worker(), worker()
+    for order in range(3):
+        saved.synthesize(order, START)
+    restored.load_state_dict(saved.state_dict())
+    for order in range(3, 12):
+        (info, batch), (other, again) = (w.synthesize(order, START) for w in (saved, restored))
+        assert (info.generation, info.objective) == (other.generation, other.objective)
+        assert np.array_equal(batch.observations, again.observations)
+
+
+def learner(teacher: Model | None = None, pool: PoolSettings | None = None, **changed: Any) -> Learner:
+    settings = StudentSettings(**({"architecture": tiny.SMALL_NETWORK, "batch_size": 32, "steps": 2} | changed))
+    return Learner(teacher or tiny.model(tiny.VECTOR), settings, pool or PoolSettings(capacity=500), 0, "cpu")
+
+
+def batch_for(teacher: Model, seed: int = 0, count: int = 64) -> SyntheticBatch:
+    observations = teacher.config.observation.quantise(Uniform(teacher, "cpu").sample(count, rng("cpu", seed)))
+    logits = policy_logits(teacher(observations), teacher.config.output_scale)
+    info = BatchInfo(0, 0, seed, 0, count, 0.0, 0.0, 0.0)
+    return SyntheticBatch(observations.numpy(), logits.numpy(), info)
+
+
+def weights_of(worker: Learner) -> bytes:
+    return b"".join(array.tobytes() for array in worker.weights().tensors.values())
+
+
+def test_the_student_learns_what_the_teacher_answers() -> None:
+    worker = learner()
+    reports = [worker.update(0.0, batch_for(worker.teacher, seed))[0] for seed in range(60)]
+    assert reports[-1].loss < 0.3 * reports[0].loss
+    held_out = torch.from_numpy(batch_for(worker.teacher, 999, 500).observations)
+    same = worker.student(held_out).argmax(1) == worker.teacher(held_out).argmax(1)
+    assert float(same.float().mean()) > 0.8
+
+
+def test_each_batch_brings_its_steps_and_an_update_without_one_still_steps() -> None:
+    worker = learner()
+    batches = [batch_for(worker.teacher, seed) for seed in range(3)]
+    report, weights = worker.update(0.0, *batches)
+    assert (report.student_step, report.pool_size, weights.step) == (6, 192, 6)
+    report, weights = worker.update(0.0)
+    assert (report.student_step, report.pool_size) == (8, 192)
+
+
+def test_the_learning_rate_falls_to_zero_with_the_budget() -> None:
+    worker = learner(learning_rate=1e-2)
+    rates = []
+    for progress in (0.0, 0.25, 0.5, 1.0):
+        before = weights_of(worker)
+        worker.update(progress, batch_for(worker.teacher))
+        rates.append(worker.optimiser.param_groups[0]["lr"])
+        assert (weights_of(worker) == before) == (progress == 1.0)
+    assert rates == pytest.approx([1e-2, 1e-2 * (1 + math.cos(math.pi / 4)) / 2, 5e-3, 0.0])
+
+
+def test_without_replay_only_the_newest_batch_is_learned() -> None:
+    """What the pool held before leaves no trace in the steps."""
+    students = []
+    for stale in (1, 2):
+        worker = learner(pool=PoolSettings(capacity=500, replay=0.0))
+        worker.pool.add(*worker._to_device(batch_for(worker.teacher, stale)))
+        worker.update(0.0, batch_for(worker.teacher, 5))
+        students.append(weights_of(worker))
+    assert students[0] == students[1]
+
+
+def test_replay_learns_from_older_batches_too() -> None:
+    students = []
+    for older in (1, 2):
+        worker = learner(pool=PoolSettings(capacity=500, replay=0.5))
+        worker.pool.add(*worker._to_device(batch_for(worker.teacher, older)))
+        worker.update(0.0, batch_for(worker.teacher, 5))
+        students.append(weights_of(worker))
+    assert students[0] != students[1]
+
+
+def test_the_pool_remembers_the_students_last_loss() -> None:
+    worker = learner(batch_size=512, steps=1)
+    worker.update(0.0, batch_for(worker.teacher))
+    losses = worker.pool.losses[:64]
+    assert bool((losses >= 0).all())
+    assert int(losses.isfinite().sum()) > 60
+
+
+def test_shifted_images_are_labelled_afresh() -> None:
+    """The labels that came with the batch play no part then."""
+    teacher, students = tiny.model(tiny.GREY), []
+    for lie in (0.0, 100.0):
+        worker = learner(teacher, architecture=tiny.SMALL_CNN, shift=2)
+        batch = batch_for(teacher)
+        batch.teacher_logits[:, 0] += lie
+        worker.update(0.0, batch)
+        students.append(weights_of(worker))
+    assert students[0] == students[1]
+
+
+@pytest.mark.parametrize("replay", [0.0, 0.5, 1.0])
+def test_a_restored_learner_goes_on_as_the_saved_one(replay: float) -> None:
+    pool = PoolSettings(capacity=100, replay=replay, hard=0.3)
+    saved, restored = learner(pool=pool), learner(pool=pool)
+    for seed in range(3):
+        saved.update(0.1, batch_for(saved.teacher, seed))
+    restored.load_state_dict(saved.state_dict())
+    for worker in (saved, restored):
+        worker.update(0.5)
+        worker.update(0.6, batch_for(worker.teacher, 9))
+    assert weights_of(restored) == weights_of(saved)
+
+
+def test_weights_that_were_handed_out_do_not_change_later() -> None:
+    worker = learner()
+    weights = worker.weights().tensors
+    before = {name: array.copy() for name, array in weights.items()}
+    worker.update(0.0, batch_for(worker.teacher))
+    assert all(np.array_equal(weights[name], before[name]) for name in before)
