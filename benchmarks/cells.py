@@ -62,16 +62,16 @@ def suite_names() -> list[str]:
 
 
 def load_suite(name: str) -> list[Cell]:
-    """All cells of a suite, seed by seed; raises UserError for an unknown suite or an impossible setting."""
+    """All cells of a suite, method by method; raises UserError for an unknown suite or an impossible setting."""
     path = ROOT / "suites" / f"{name}.yaml"
     if not path.exists():
         raise UserError(f"suite: {name!r} is not known; known: {', '.join(suite_names())}")
     declared = yaml.safe_load(path.read_text())
     return [
         make_cell(name, declared, task, method, seed)
-        for seed in declared["seeds"]
+        for method, seeds in declared["methods"].items()
+        for seed in seeds
         for task in declared["tasks"]
-        for method in declared["methods"]
     ]
 
 

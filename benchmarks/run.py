@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import subprocess
@@ -23,7 +24,7 @@ from rich.console import Console
 from benchmarks.cells import REAL, Cell, append_result, current_results, load_suite, suite_names
 from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
-from gasim_ray.core.model import Model, load_model
+from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
 from gasim_ray.evaluation.controls import untrained
@@ -159,14 +160,13 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
     teacher = load_teacher(cell.config.teacher)
     teacher_score, observations = teacher_reference(cell.config.teacher, cell.episodes)
     task = task_of(cell.config.teacher, cell.episodes)
-    models = {TEACHER: student, "untrained": untrained(student.config)}
-    scores, _ = task.measure(models)
+    scores, _ = task.measure({TEACHER: student})
     expected, outputs = answers(teacher, observations, TEACHER), answers(student, observations, "student")
     return {
         "metric": task.metric,
         "teacher_score": teacher_score,
         "student_score": scores[TEACHER].interval.mean,
-        "controls": {"untrained": scores["untrained"].interval.mean},
+        "controls": {"untrained": untrained_score(json.dumps(student.config.to_json()), task)},
         "agreement": same_action(expected, outputs),
         "kl": kl_nats(expected, teacher.config.output_scale, outputs, student.config.output_scale),
         "student_parameters": student.parameter_count,
@@ -178,6 +178,13 @@ def teacher_reference(folder: str, episodes: int) -> tuple[float, Observations]:
     """The teacher's own score and its real observations."""
     scores, observations = task_of(folder, episodes).measure({TEACHER: load_teacher(folder)})
     return scores[TEACHER].interval.mean, observations
+
+
+@lru_cache
+def untrained_score(config: str, task: Task) -> float:
+    """What a student of this configuration scores with fresh weights."""
+    model = untrained(ModelConfig.from_json(json.loads(config)))
+    return task.measure({TEACHER: model})[0][TEACHER].interval.mean
 
 
 @lru_cache

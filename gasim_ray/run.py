@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from gasim_ray.actors.loop import Loop, Progress
-from gasim_ray.actors.workers import LocalWorkers, Workers
+from gasim_ray.actors.workers import LocalWorkers, WorkerLost, Workers, make_prior, make_student
 from gasim_ray.config import DistillConfig
-from gasim_ray.core.distill import check_objective, new_student, with_source
+from gasim_ray.core.distill import check_objective, with_source
 from gasim_ray.core.model import Model, save_model
 from gasim_ray.core.prior import Knowledge, Mixture
 from gasim_ray.errors import UserError
@@ -43,7 +43,7 @@ def distill(config: DistillConfig, display: Display, resume: bool = False, overw
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device: {config.device} is not there (PyTorch sees no GPU); use cpu")
     teacher = load_teacher(Path(config.teacher))
-    new_student(teacher, config.student, config.seed)
+    student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
     check_objective(teacher, config.generator, config.objective)
     knowledge = knowledge_level(config, teacher)
     folder = RunFolder(config.run_folder())
@@ -55,7 +55,7 @@ def distill(config: DistillConfig, display: Display, resume: bool = False, overw
         progress, learner = _drive(workers, config, folder, state, display)
     finally:
         workers.close()
-    _finish(folder, config, teacher, learner, progress, knowledge)
+    _finish(folder, config, student, learner, progress, knowledge)
     return folder.path
 
 
@@ -100,6 +100,9 @@ def _drive(
             loop.load_state_dict(state)
         try:
             progress = loop.run()
+        except WorkerLost as error:
+            how = f"gasim distill {folder.path}/config.yaml --resume"
+            raise UserError(f"an actor died and cannot be replaced ({error}); go on with: {how}") from error
         finally:
             metrics.write(loop.progress)
             metrics.close()
@@ -112,12 +115,11 @@ def _drive(
 def _finish(
     folder: RunFolder,
     config: DistillConfig,
-    teacher: Model,
+    student: Model,
     learner: dict[str, Any],
     progress: Progress,
     knowledge: Knowledge,
 ) -> None:
-    student = new_student(teacher, config.student, config.seed)
     student.network.load_state_dict(learner["student"])
     save_model(with_source(student, method=config.method, seed=config.seed), folder.student)
     pool = learner["pool"]
@@ -126,7 +128,7 @@ def _finish(
         folder.path / "samples.png",
         pool["observations"].cpu()[shown].numpy(),
         pool["logits"].cpu()[shown].numpy(),
-        teacher.config.observation,
+        student.config.observation,
     )
     folder.write_summary(
         {

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.metrics import Gauge
 
-from gasim_ray.actors.workers import Answer, WorkerLost, make_learner, make_synthesizer, use_threads
+from gasim_ray.actors.workers import Answer, WorkerLost, make_learner, make_prior, make_synthesizer, use_threads
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.learner import Learner
 from gasim_ray.core.model import Model
@@ -35,7 +35,9 @@ class GeneratorActor:
     def __init__(self, teacher: Model, config: DistillConfig, actor: int) -> None:
         use_threads(config.generator.cpus)
         device = "cuda" if config.generator.gpus > 0 else "cpu"
-        self.synthesizer: Synthesizer = make_synthesizer(teacher, config, actor, device)
+        self.synthesizer: Synthesizer = make_synthesizer(
+            teacher, config, actor, device, make_prior(teacher, config, device)
+        )
 
     def synthesize(self, order: int, weights: Any) -> Any:
         """See Synthesizer."""
@@ -55,7 +57,7 @@ class LearnerActor:
 
     def __init__(self, teacher: Model, config: DistillConfig) -> None:
         use_threads(LEARNER_CPUS)
-        self.learner: Learner = make_learner(teacher, config, config.device)
+        self.learner: Learner = make_learner(teacher, config, config.device, make_prior(teacher, config, "cpu"))
 
     def update(self, progress: float, *batches: Any) -> Any:
         """See Learner."""

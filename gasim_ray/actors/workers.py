@@ -70,27 +70,40 @@ class Workers(Protocol):
         """Let go of all actors."""
 
 
+def make_student(teacher: Model, config: DistillConfig, prior: Prior | None) -> Model:
+    """The run's student with fresh weights; it standardises vectors by what generators start from."""
+    observation = teacher.config.observation if prior is None else prior.standardised()
+    return new_student(teacher, config.student, config.seed, observation)
+
+
+def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | None:
+    """What the configured generators start from; None for networks that start from their latent vector alone."""
+    return Mixture(config.generator.prior, teacher, device) if config.generator.prior else None
+
+
 def make_synthesizer(
-    teacher: Model, config: DistillConfig, actor: int, device: str, prior: Prior | None = None
+    teacher: Model, config: DistillConfig, actor: int, device: str, prior: Prior | None
 ) -> Synthesizer:
-    """The plain generator worker of one actor; a prior given here takes the place of the configured ones."""
-    student = new_student(teacher, config.student, config.seed)
-    if prior is None and config.generator.prior:
-        prior = Mixture(config.generator.prior, teacher, device)
+    """The plain generator worker of one actor."""
+    student = make_student(teacher, config, prior)
     return Synthesizer(teacher, student, prior, config.generator, config.objective, actor, config.seed, device)
 
 
-def make_learner(teacher: Model, config: DistillConfig, device: str) -> Learner:
+def make_learner(teacher: Model, config: DistillConfig, device: str, prior: Prior | None) -> Learner:
     """The plain learner."""
-    return Learner(teacher, config.student, config.pool, config.seed, device)
+    return Learner(make_student(teacher, config, prior), config.student, config.pool, config.seed, device)
 
 
 class LocalWorkers:
-    """Everything in this process: for tests, for a debugger, and to measure what Ray costs."""
+    """Everything in this process: for tests, for a debugger, and to measure what Ray costs.
+
+    A prior given here takes the place of the configured one.
+    """
 
     def __init__(self, teacher: Model, config: DistillConfig, prior: Prior | None = None) -> None:
         use_threads(1)
-        self.learner = make_learner(teacher, config, config.device)
+        prior = prior or make_prior(teacher, config, config.device)
+        self.learner = make_learner(teacher, config, config.device, prior)
         self.synthesizers = [
             make_synthesizer(teacher, config, actor, config.device, prior) for actor in range(config.generator.actors)
         ]

@@ -18,11 +18,16 @@ from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, Studen
 from gasim_ray.errors import UserError
 
 
-def new_student(teacher: Model, settings: StudentSettings, seed: int) -> Model:
-    """A student with fresh weights that reads what the teacher reads and answers with policy logits."""
+def new_student(
+    teacher: Model, settings: StudentSettings, seed: int, observation: ObservationSpec | None = None
+) -> Model:
+    """A student with fresh weights that reads what the teacher reads and answers with policy logits.
+
+    `observation` is the teacher's unless given; it may differ from that in the normaliser.
+    """
     config = ModelConfig(
         architecture=settings.architecture,
-        observation=teacher.config.observation,
+        observation=observation or teacher.config.observation,
         actions=teacher.config.actions,
         outputs="logits",
         source={"teacher": teacher.config.source},

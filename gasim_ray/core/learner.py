@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gasim_ray.core.batch import StudentWeights, SyntheticBatch
-from gasim_ray.core.distill import new_student, student_loss
+from gasim_ray.core.distill import student_loss
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.pool import Pool
@@ -36,14 +36,12 @@ class LearnerReport:
 class Learner:
     """`update` takes in batches and steps the student; an actor only wraps it."""
 
-    def __init__(
-        self, teacher: Model, student: StudentSettings, pool: PoolSettings, steps_seed: int, device: str
-    ) -> None:
+    def __init__(self, student: Model, settings: StudentSettings, pool: PoolSettings, seed: int, device: str) -> None:
         self.device = torch.device(device)
-        self.settings, self.pool_settings, self.seed = student, pool, steps_seed
-        self.student = new_student(teacher, student, steps_seed).to(self.device)
-        self.optimiser = torch.optim.Adam(self.student.parameters(), lr=student.learning_rate)
-        self.pool = Pool(pool.capacity, teacher.config.observation, teacher.config.actions, self.device)
+        self.settings, self.pool_settings, self.seed = settings, pool, seed
+        self.student = student.to(self.device).train()
+        self.optimiser = torch.optim.Adam(self.student.parameters(), lr=settings.learning_rate)
+        self.pool = Pool(pool.capacity, student.config.observation, student.config.actions, self.device)
         self.steps = 0
         self.newest: tuple[Tensor, Tensor] | None = None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log, prod
 from typing import Literal
 
@@ -21,6 +22,9 @@ from gasim_ray.core.seeds import rng
 from gasim_ray.errors import UserError
 
 Knowledge = Literal["bounds", "generic", "domain"]
+
+#: Observations from which a prior's mean and deviation are taken.
+STANDARDISING_SAMPLES = 8192
 
 
 class Prior(ABC):
@@ -36,6 +40,14 @@ class Prior(ABC):
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, *spec.shape) float32 on the prior's device, within the bounds, before quantisation."""
+
+    def standardised(self) -> ObservationSpec:
+        """The spec with a normaliser that gives samples of this prior mean 0 and deviation 1; images keep theirs."""
+        if self.spec.is_image:
+            return self.spec
+        sample = self.sample(STANDARDISING_SAMPLES, rng(self.device, 0)).cpu()
+        mean, std = sample.mean(0), sample.std(0).clamp_min(1e-6)
+        return replace(self.spec, mean=tuple(mean.tolist()), std=tuple(std.tolist()), clip=None)
 
 
 class Uniform(Prior):
@@ -62,7 +74,8 @@ class Geometry(Prior):
 
     Training moves the boundaries w·x + b = 0 of the first layer's units to where the training observations lie. Solving
     d of them, drawn at random, for an observation of d elements gives points of that region; those out of bounds are
-    dropped. Shrinking the points towards their median by a log-uniform factor adds the finer scales.
+    dropped. Shrinking the points towards their median by a log-uniform factor adds the finer scales: half of the
+    samples by one factor, half with a factor for each element beside it, because elements differ in scale.
 
     Raises UserError for images, for a teacher whose first layer has fewer units than the observation has elements,
     and where no solution lies within the bounds.
@@ -106,8 +119,11 @@ class Geometry(Prior):
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""
         chosen = torch.randint(len(self.bank), (count,), generator=generator, device=self.device)
-        exponent = torch.rand((count, 1), generator=generator, device=self.device) * log(self.smallest_scale)
-        return self.median + (self.bank[chosen] - self.median) * exponent.exp()
+        points = self.bank[chosen] - self.median
+        common = torch.rand((count, 1), generator=generator, device=self.device)
+        own = torch.rand(points.shape, generator=generator, device=self.device)
+        own[: count // 2] = common[: count // 2]
+        return self.median + points * (log(self.smallest_scale) * (common + own) / 2).exp()
 
 
 class Pictures(Prior):

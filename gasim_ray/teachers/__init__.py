@@ -7,7 +7,7 @@ from is needed; neither RLlib nor Gymnasium is imported unless an RLlib checkpoi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -15,6 +15,9 @@ import torch
 
 from gasim_ray.core.model import Model, check_finite, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.core.outputs import q_value_scale
+from gasim_ray.core.prior import Geometry, Prior, Uniform
+from gasim_ray.core.seeds import rng
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import rllib, torch_module
 from gasim_ray.teachers.folder import replaced_folder
@@ -24,6 +27,8 @@ __all__ = ["SOURCES", "ImportOptions", "Source", "import_teacher", "load_teacher
 
 #: Observations on which a teacher is tried before it is used.
 TRIAL_OBSERVATIONS = 64
+#: Observations on which the scale of Q-values is measured.
+SCALE_OBSERVATIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,11 @@ def import_teacher(
     """
     if out.exists() and not overwrite:
         raise UserError(f"out: {out} exists; give another folder, or --overwrite")
-    model = _try(SOURCES[kind or _recognise(source)] if kind is None else _named(kind), source, options)
+    reader = _named(kind) if kind else SOURCES[_recognise(source)]
+    model = with_output_scale(_tried(reader.load(source, options).frozen(), source))
     with replaced_folder(out) as folder:
         save_model(model, folder)
     return model
-
-
-def _try(kind: Source, source: str, options: ImportOptions) -> Model:
-    return _tried(kind.load(source, options).frozen(), source)
 
 
 def _named(kind: str) -> Source:
@@ -78,6 +80,24 @@ def _recognise(source: str) -> str:
     raise UserError(
         f"source: {source!r} is neither an RLlib checkpoint folder nor package.module:factory; check the path"
     )
+
+
+def with_output_scale(model: Model) -> Model:
+    """A Q teacher with the scale of its values measured, without data, where its weights say that its data lay.
+
+    See core.outputs. Logits keep their scale of 1.
+    """
+    if model.config.outputs == "logits":
+        return model
+    spec = model.config.observation
+    try:
+        prior: Prior = Geometry(model, "cpu")
+    except UserError:  # images, and first layers that are too narrow
+        prior = Uniform(model, "cpu")
+    with torch.inference_mode():
+        q_values = model(spec.quantise(prior.sample(SCALE_OBSERVATIONS, rng("cpu", 0))))
+    model.config = replace(model.config, output_scale=q_value_scale(q_values))
+    return model
 
 
 def load_teacher(folder: str | Path) -> Model:

@@ -22,6 +22,7 @@ from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.evaluation.episodes import evaluate_return
+from gasim_ray.teachers import with_output_scale
 from gasim_ray.teachers.folder import replaced_folder, surviving_folder
 from gasim_ray.teachers.rllib_modules import model_from_module
 from gasim_ray.training.progress import Progress, Report
@@ -217,7 +218,7 @@ class _Training:
         returns = evaluate_return(
             self.best, self.settings.env, self.settings.episodes, REPORT_SEED + self.settings.seed
         ).returns
-        model = _with_source(self.best, self._source(returns))
+        model = with_output_scale(_with_source(self.best, self._source(returns)))
         save_model(model, self.out)
         if self.state.reached:
             shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
