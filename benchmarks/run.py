@@ -166,7 +166,9 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
         "metric": task.metric,
         "teacher_score": teacher_score,
         "student_score": scores[TEACHER].interval.mean,
-        "controls": {"untrained": untrained_score(json.dumps(student.config.to_json()), task)},
+        "controls": {
+            "untrained": untrained_score(json.dumps(student.config.to_json()), cell.config.teacher, cell.episodes)
+        },
         "agreement": same_action(expected, outputs),
         "kl": kl_nats(expected, teacher.config.output_scale, outputs, student.config.output_scale),
         "student_parameters": student.parameter_count,
@@ -181,10 +183,10 @@ def teacher_reference(folder: str, episodes: int) -> tuple[float, Observations]:
 
 
 @lru_cache
-def untrained_score(config: str, task: Task) -> float:
+def untrained_score(config: str, folder: str, episodes: int) -> float:
     """What a student of this configuration scores with fresh weights."""
     model = untrained(ModelConfig.from_json(json.loads(config)))
-    return task.measure({TEACHER: model})[0][TEACHER].interval.mean
+    return task_of(folder, episodes).measure({TEACHER: model})[0][TEACHER].interval.mean
 
 
 @lru_cache
