@@ -33,26 +33,35 @@ REPORT_STEPS = 100
 class ClassifierTraining:
     """What to train, on what, and for how long."""
 
-    #: Name of the data set.
     dataset: str
-    #: A registered architecture, or `package.module:factory`.
+    """Name of the data set."""
+
     model: str = "lenet5"
-    #: The architecture's settings.
+    """A registered architecture, or `package.module:factory`."""
+
     arguments: dict[str, Any] = field(default_factory=dict)
-    #: Folder of the data set; None looks in the usual places.
+    """The architecture's settings."""
+
     data: Path | None = None
-    #: Passes over the training images.
+    """Folder of the data set; None looks in the usual places."""
+
     epochs: int = 15
-    #: Images of one optimiser step.
+    """Passes over the training images."""
+
     batch: int = 128
-    #: Adam's step size at the start of its cosine.
+    """Images of one optimiser step."""
+
     lr: float = 2e-3
-    #: Images are moved by up to this many pixels along each axis; edges repeat.
+    """Adam's step size at the start of its cosine."""
+
     shift: int = 2
-    #: Seed of weights, order and shifts.
+    """Images are moved by up to this many pixels along each axis; edges repeat."""
+
     seed: int = 0
-    #: Seconds after which the training stops at the end of an epoch, those before a resume included.
+    """Seed of weights, order and shifts."""
+
     budget_seconds: float = 1800.0
+    """Seconds after which the training stops at the end of an epoch, those before a resume included."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):

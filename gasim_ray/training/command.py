@@ -6,13 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from rich.console import Console
 
 from gasim_ray.core.model import Model
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import SOURCES, ImportOptions, import_teacher
 from gasim_ray.training.progress import Progress
+
+# The text under a field is its --help.
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def train_command(arguments: list[str]) -> None:
@@ -27,7 +30,7 @@ def train_command(arguments: list[str]) -> None:
         settings, train = ClassifierTraining, train_classifier
     else:
         settings, train = PolicyTraining, train_policy
-    parser = ArgumentParser(prog="gasim teacher train", exit_on_error=False, description=train.__doc__)
+    parser = ArgumentParser(prog="gasim teacher train", exit_on_error=False, description=train_command.__doc__)
     parser.add_class_arguments(settings)
     parser.add_argument("--out", type=Path, required=True, help="folder of the teacher")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")

@@ -42,30 +42,41 @@ GLANCE_SEED, CONFIRM_SEED, REPORT_SEED = 10_000_000, 20_000_000, 30_000_000
 class PolicyTraining:
     """What to train, with what, and for how long."""
 
-    #: Gymnasium id of the environment; its actions must be discrete.
     env: str
-    #: RLlib's algorithm.
+    """Gymnasium id of the environment; its actions must be discrete."""
+
     algo: Literal["ppo", "dqn"]
-    #: Sizes of the hidden layers.
+    """RLlib's algorithm."""
+
     hidden: tuple[int, ...] = (256, 256)
-    #: Greedy mean return at which to stop; None takes the environment's own, or trains to the budget.
+    """Sizes of the hidden layers."""
+
     stop_return: float | None = None
-    #: Seconds of training, those before a resume included.
+    """Greedy mean return at which to stop; None takes the environment's own, or trains to the budget."""
+
     budget_seconds: float = 1200.0
-    #: Environment steps after which to stop.
+    """Seconds of training, those before a resume included."""
+
     max_steps: int = 5_000_000
-    #: Seed of the algorithm and its environments.
+    """Environment steps after which to stop."""
+
     seed: int = 0
-    #: Environment runners that sample as Ray actors; with 0 the training's own process samples.
+    """Seed of the algorithm and its environments."""
+
     env_runners: int = 0
-    #: Environments that each runner steps side by side; None takes the recipe's number.
+    """Environment runners that sample as Ray actors; with 0 the training's own process samples."""
+
     envs: int | None = None
-    #: Seconds between two greedy evaluations, at least.
+    """Environments that each runner steps side by side; None takes the recipe's number."""
+
     evaluate_seconds: float = 10.0
-    #: Seconds between two checkpoints.
+    """Seconds between two greedy evaluations, at least."""
+
     checkpoint_seconds: float = 60.0
-    #: Greedy episodes of the score that the teacher carries.
+    """Seconds between two checkpoints."""
+
     episodes: int = 100
+    """Greedy episodes of the score that the teacher carries."""
 
     @property
     def goal(self) -> float | None:
