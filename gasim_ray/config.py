@@ -101,7 +101,7 @@ def plain(value: Any) -> Any:
 
 def make_parser() -> ArgumentParser:
     """The parser of the tree; its --help is the dataclasses' documentation."""
-    parser = ArgumentParser(prog="gasim distill", exit_on_error=False)
+    parser = ArgumentParser(prog="gasim distill", exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(DistillConfig, fail_untyped=True)
     return parser
 
@@ -161,6 +161,8 @@ def check_keys(tree: dict[str, Any]) -> None:
     sections = {key.split(".")[0] for key in known if "." in key}
 
     for key, value in tree.items():
+        if key in sections and not isinstance(value, dict):
+            raise UserError(f"{key}: {value!r} is no mapping; its settings go beneath it, or after a dot")
         names = [f"{key}.{inner}" for inner in value] if key in sections and isinstance(value, dict) else [key]
         for name in names:
             if name not in known and name not in sections:

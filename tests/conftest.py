@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import ray
 import tiny
+import torch
 import yaml
 from hypothesis import settings
 from ray.cluster_utils import Cluster
@@ -18,6 +19,9 @@ from ray.cluster_utils import Cluster
 from gasim_ray.core.model import save_model
 
 REPOSITORY = Path(__file__).parents[1]
+
+# Networks are so small here that threads only wait for each other.
+torch.set_num_threads(1)
 
 settings.register_profile("gasim", deadline=None)
 settings.load_profile("gasim")

@@ -21,8 +21,11 @@ from gasim_ray.core.distill import (
     recorded,
     shifted,
     student_loss,
+    views,
 )
 from gasim_ray.core.model import Model
+from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, StudentSettings
 from gasim_ray.errors import UserError
 
@@ -217,13 +220,26 @@ def test_a_new_student_depends_on_the_seed_alone() -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_shifted_images_move_together_and_repeat_their_edges() -> None:
-    images = torch.arange(36, dtype=torch.uint8).reshape(1, 1, 6, 6).repeat(2, 1, 1, 1)
-    seen = set()
-    for seed in range(40):
-        moved = shifted(images, 1, torch.Generator().manual_seed(seed))
-        assert moved.dtype == torch.uint8
-        assert torch.equal(moved[0], moved[1])
-        seen.add(int(moved[0, 0, 2, 2]))
-    assert seen == {14 + 6 * dy + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
-    assert shifted(images, 0, torch.Generator()) is images
+def test_each_image_is_shifted_by_its_own_pixels_and_repeats_its_edges() -> None:
+    images = torch.arange(36, dtype=torch.uint8).reshape(1, 1, 6, 6).repeat(60, 2, 1, 1)
+    moved = shifted(images, 1, rng("cpu", 0))
+    assert moved.dtype == torch.uint8
+    assert set(moved[:, 0, 2, 2].tolist()) == {14 + 6 * dy + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)}
+    for before, after in zip(images, moved, strict=True):
+        offset = int(after[0, 2, 2]) - 14
+        down, right = (offset + 7) // 6 - 1, (offset + 7) % 6 - 1
+        padded = nn.functional.pad(before.float(), (1, 1, 1, 1), mode="replicate")
+        assert torch.equal(after.float(), padded[:, 1 + down : 7 + down, 1 + right : 7 + right])
+
+
+@pytest.mark.parametrize("spec", [tiny.GREY, tiny.ATARI], ids=["CHW", "HWC"])
+def test_views_follow_the_images_and_vectors_have_one(spec: ObservationSpec) -> None:
+    settings = GeneratorSettings(views=3, shift=2)
+    images = spec.quantise(255 * torch.rand((4, *spec.shape), generator=rng("cpu", 0)))
+    seen = views(images, settings, spec, rng("cpu", 1))
+    assert seen.shape == (12, *spec.shape)
+    assert torch.equal(seen[:4], images)
+    assert not torch.equal(seen[4:8], images)
+    assert not torch.equal(seen[4:8], seen[8:])
+    vectors = torch.zeros(4, 4)
+    assert views(vectors, settings, tiny.VECTOR, rng("cpu", 1)) is vectors

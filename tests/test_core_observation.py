@@ -60,7 +60,7 @@ def test_stated_bounds_hold_and_the_others_are_finite(spec: ObservationSpec) -> 
     for bound, stated in ((low, spec.low), (high, spec.high)):
         for index, value in enumerate(stated):
             if value is not None:
-                assert float(bound[index]) == value
+                assert float(bound[index]) == float(np.float32(value))
 
 
 def test_an_unbounded_element_reaches_ten_deviations_around_its_mean() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import torch
@@ -33,6 +34,14 @@ def model(spec: ObservationSpec, actions: int = 3, outputs: OutputKind = "logits
         for parameter in made.parameters():
             parameter.data.mul_(3.0)
     return made.frozen()
+
+
+def through_file(state: Any) -> Any:
+    """A state as it comes back from a checkpoint."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def tree(teacher: Any, **changed: Any) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class Prior(ABC):
             return self.spec
         sample = self.sample(STANDARDISING_SAMPLES, rng(self.device, 0)).cpu()
         mean, std = sample.mean(0), sample.std(0).clamp_min(1e-6)
-        return replace(self.spec, mean=tuple(mean.tolist()), std=tuple(std.tolist()), clip=None)
+        low, high = (tuple(bound.tolist()) for bound in self.spec.bounds())
+        return replace(self.spec, low=low, high=high, mean=tuple(mean.tolist()), std=tuple(std.tolist()), clip=None)
 
 
 class Uniform(Prior):
