@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from gasim_ray import methods
 from gasim_ray.core.model import load_config
+from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.settings import (
     BudgetSettings,
     GeneratorSettings,
@@ -128,12 +130,24 @@ def parse_config(arguments: Sequence[str], file: str | None = None) -> DistillCo
 def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> DistillConfig:
     """The same from a nested mapping."""
     check_keys(tree)
-    first = parse(make_parser(), tree, arguments)
-    spec = load_config(Path(first.teacher)).observation
-    parser = make_parser()
-    for section, values in methods.preset(first.method, spec).items():
-        parser.set_defaults({f"{section}.{key}": value for key, value in values.items()})
+    first = parse(plain_parser(), tree, arguments)
+    parser = method_parser(first.method, load_config(Path(first.teacher)).observation)
     return instantiate(parser, parse(parser, tree, arguments))
+
+
+@cache
+def plain_parser() -> ArgumentParser:
+    """The parser with the defaults of no method; kept, because making one takes longer than all else here."""
+    return make_parser()
+
+
+@lru_cache
+def method_parser(method: str, spec: ObservationSpec) -> ArgumentParser:
+    """The parser with a method's defaults; kept likewise."""
+    parser = make_parser()
+    for section, values in methods.preset(method, spec).items():
+        parser.set_defaults({f"{section}.{key}": value for key, value in values.items()})
+    return parser
 
 
 def parse(parser: ArgumentParser, tree: dict[str, Any], arguments: Sequence[str]) -> Namespace:
@@ -150,9 +164,10 @@ def instantiate(parser: ArgumentParser, namespace: Namespace) -> DistillConfig:
     return DistillConfig(**parser.instantiate_classes(namespace).as_dict())
 
 
+@cache
 def known_keys() -> list[str]:
     """Every dotted key of the tree."""
-    return [key for key in make_parser().get_defaults().keys() if key != "help"]  # noqa: SIM118
+    return [key for key in plain_parser().get_defaults().keys() if key != "help"]  # noqa: SIM118
 
 
 def check_keys(tree: dict[str, Any]) -> None:

@@ -70,10 +70,17 @@ class RunFolder:
         self.student = path / "student"
 
     def begin(self, config: DistillConfig, overwrite: bool) -> None:
-        """Make the folder and write config.yaml; raises UserError if there is one and `overwrite` is off."""
+        """Make the folder and write config.yaml.
+
+        Raises UserError if there is one and `overwrite` is off, and in any case if what is there is no run.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"out: {self.path} is a file; give a folder")
         if self.path.exists() and any(self.path.iterdir()):
             if not overwrite:
                 raise UserError(f"out: {self.path} exists; go on with --resume, or replace it with --overwrite")
+            if not (self.path / "config.yaml").exists():
+                raise UserError(f"out: {self.path} holds something else than a run, which --overwrite leaves alone")
             shutil.rmtree(self.path)
         header = "".join(f"# {name} {number}\n" for name, number in versions().items())
         write_atomically(self.path / "config.yaml", (header + config.to_yaml()).encode())
@@ -86,7 +93,9 @@ class RunFolder:
         except FileNotFoundError as error:
             raise UserError(f"out: {self.path} holds no checkpoint to resume from ({error.filename})") from error
         except Exception as error:
-            raise UserError(f"{self.checkpoint}: cannot be read ({error}); start again with --overwrite") from error
+            # PyTorch's own text advises to open what may run code.
+            reason = type(error).__name__
+            raise UserError(f"{self.checkpoint}: cannot be read ({reason}); start again with --overwrite") from error
         for key, value in plain(asdict(config)).items():
             if key not in FREE_ON_RESUME and saved.get(key) != value:
                 raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from gasim_ray.errors import UserError
 
 #: CPUs that the learner actor reserves.
 LEARNER_CPUS = 1.0
+#: Seconds that a killed actor's resources take at most to be free again.
+RELEASE_SECONDS = 5.0
 
 
 def connect() -> None:
@@ -161,16 +164,27 @@ class RayWorkers:
 
 
 def check_resources(config: DistillConfig) -> None:
-    """Raise UserError if the cluster has less free than the run reserves: Ray would wait for ever."""
+    """Raise UserError if the cluster has less free than the run reserves: Ray would wait for ever.
+
+    What a run before this one is still letting go of is waited for.
+    """
     generator = config.generator
     wanted = {
         "CPU": LEARNER_CPUS + generator.actors * generator.cpus,
         "GPU": generator.actors * generator.gpus + (1 if config.device.startswith("cuda") else 0),
     }
-    there = ray.available_resources()
-    for resource, amount in wanted.items():
-        if amount > there.get(resource, 0.0):
+    deadline = time.monotonic() + RELEASE_SECONDS
+    while short := lacking(wanted, ray.available_resources()):
+        if lacking(wanted, ray.cluster_resources()) or time.monotonic() > deadline:
+            resource, free = short
             raise UserError(
-                f"generator.actors: {generator.actors} actors and the learner reserve {amount:g} {resource}, "
-                f"{there.get(resource, 0.0):g} is free; lower generator.actors or generator.{resource.lower()}s"
+                f"generator.actors: {generator.actors} actors and the learner reserve {wanted[resource]:g} {resource}, "
+                f"{free:g} is free; lower generator.actors or generator.{resource.lower()}s"
             )
+        time.sleep(0.1)
+
+
+def lacking(wanted: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, float] | None:
+    """The first resource of which less is there than wanted, and how much is."""
+    short = ((name, there.get(name, 0.0)) for name, amount in wanted.items() if amount > there.get(name, 0.0))
+    return next(short, None)

@@ -78,6 +78,9 @@ class Geometry(Prior):
     dropped. Shrinking the points towards their median by a log-uniform factor adds the finer scales: half of the
     samples by one factor, half with a factor for each element beside it, because elements differ in scale.
 
+    Elements with the bounds 0 and 1 are taken for flags: they are held at 0 or at 1, drawn at random, and the equations
+    are solved for the other elements.
+
     Raises UserError for images, for a teacher whose first layer has fewer units than the observation has elements,
     and where no solution lies within the bounds.
     """
@@ -94,20 +97,29 @@ class Geometry(Prior):
         size = prod(self.spec.shape)
         if self.spec.is_image or first is None or first.in_features != size or first.out_features < size:
             raise UserError("generator.prior: 'geometry' needs a vector teacher whose first layer is at least as wide")
-        self.bank = self._solve(first).to(self.device)
-        self.median = self.bank.median(0).values
-
-    def _solve(self, first: nn.Linear) -> Tensor:
-        generator, size = rng("cpu", 0), first.in_features
-        weight, bias = first.weight.detach().double().cpu(), first.bias.detach().double().cpu()
-        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (self.spec.mean, self.spec.std))
         low, high = self.spec.bounds()
-        found: list[Tensor] = []
+        flags = (low == 0) & (high == 1)
+        held = torch.zeros_like(flags).expand(size) if flags.all() else flags.expand(size)
+        bank = self._solve(first, held)
+        self.bank = bank.to(self.device)
+        #: What each point is shrunk towards: the median, but its own value where that is held.
+        self.centres = torch.where(held, bank, bank.median(0).values).to(self.device)
+
+    def _solve(self, first: nn.Linear, held: Tensor) -> Tensor:
+        """Points (N, elements) within the bounds; elements where `held` is true are drawn from 0 and 1."""
+        generator = rng("cpu", 0)
+        weight, bias = first.weight.detach().double().cpu(), first.bias.detach().double().cpu()
+        mean, std = (torch.tensor(v, dtype=torch.float64).expand(len(held)) for v in (self.spec.mean, self.spec.std))
+        low, high = self.spec.bounds()
+        free, found = int((~held).sum()), list[Tensor]()
         for _ in range(64):
-            units = torch.rand((4096, len(bias)), generator=generator).topk(size).indices
-            offset = self.margin * torch.randn((4096, size), generator=generator, dtype=torch.float64)
-            solution, singular = torch.linalg.solve_ex(weight[units], (offset - bias[units]).unsqueeze(-1))
-            points = solution.squeeze(-1) * std + mean
+            units = torch.rand((4096, len(bias)), generator=generator).topk(free).indices
+            offset = self.margin * torch.randn((4096, free), generator=generator, dtype=torch.float64)
+            points = torch.randint(2, (4096, len(held)), generator=generator).double()
+            pushed = (weight[units][:, :, held] @ ((points - mean) / std)[:, held].unsqueeze(-1)).squeeze(-1)
+            sides = (offset - bias[units] - pushed).unsqueeze(-1)
+            solution, singular = torch.linalg.solve_ex(weight[units][:, :, ~held], sides)
+            points[:, ~held] = solution.squeeze(-1) * std[~held] + mean[~held]
             inside = (singular == 0) & (points >= low).all(1) & (points <= high).all(1)
             found.append(points[inside].float())
             if sum(map(len, found)) >= self.points:
@@ -120,11 +132,11 @@ class Geometry(Prior):
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""
         chosen = torch.randint(len(self.bank), (count,), generator=generator, device=self.device)
-        points = self.bank[chosen] - self.median
+        centres = self.centres[chosen]
         common = torch.rand((count, 1), generator=generator, device=self.device)
-        own = torch.rand(points.shape, generator=generator, device=self.device)
+        own = torch.rand(centres.shape, generator=generator, device=self.device)
         own[: count // 2] = common[: count // 2]
-        return self.median + points * (log(self.smallest_scale) * (common + own) / 2).exp()
+        return centres + (self.bank[chosen] - centres) * (log(self.smallest_scale) * (common + own) / 2).exp()
 
 
 class Pictures(Prior):
