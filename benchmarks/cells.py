@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from gasim_ray.config import DistillConfig, build_config, plain
+from gasim_ray.core.model import load_config
 from gasim_ray.errors import UserError
 
 ROOT = Path(__file__).parent
@@ -51,8 +52,10 @@ class Cell:
 
     @property
     def definition(self) -> str:
-        """Changes when anything that the result depends on does."""
-        fields = {**plain(asdict(self.config)), "out": None, "episodes": self.episodes, "method": self.method}
+        """Changes when a setting or the teacher does; not with the code, which each line's commit names."""
+        teacher = load_config(Path(self.config.teacher)).to_json()
+        cell = {"out": None, "episodes": self.episodes, "method": self.method, "teacher": teacher}
+        fields = {**plain(asdict(self.config)), **cell}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 

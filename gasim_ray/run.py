@@ -51,7 +51,10 @@ def distill(config: DistillConfig, display: Display, resume: bool = False, overw
     workers = start_workers(teacher, config)
     try:
         if state is None:
-            folder.begin(config, overwrite)
+            try:
+                folder.begin(config, overwrite)
+            except OSError as error:
+                raise UserError(f"out: {folder.path} cannot be written ({error.strerror})") from error
         progress, learner = _drive(workers, config, folder, state, display)
     finally:
         workers.close()
@@ -87,7 +90,10 @@ def _drive(
         now = time.perf_counter()
         display.show(loop.progress)
         if now - last_row >= METRICS_SECONDS:
-            metrics.write(loop.progress)
+            try:
+                metrics.write(loop.progress)
+            except OSError as error:
+                display.note(f"warning: metrics.csv: {error.strerror}; the run goes on")
             workers.publish(vars(loop.progress))
             last_row = now
         if now - last_checkpoint >= config.checkpoint_seconds:

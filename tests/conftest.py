@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import tiny
 import torch
 import yaml
 from hypothesis import settings
-from ray.cluster_utils import Cluster
 
 from gasim_ray.core.model import save_model
 
 REPOSITORY = Path(__file__).parents[1]
+
+# Ray reads these when it is imported: the cluster, the tests and what they start share one secret.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 # Networks are so small here that threads only wait for each other.
 torch.set_num_threads(1)
@@ -43,18 +46,31 @@ def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# Not ray.cluster_utils.Cluster: that announces itself to every Ray program on this machine.
+CLUSTER = """
+import sys, ray
+ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000, logging_level="ERROR")
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="session")
 def cluster_address() -> Iterator[str]:
     """A Ray cluster of four CPUs that no test is connected to; starting one takes longer than the tests on it."""
-    head = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 200_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    yield cluster.address
-    cluster.shutdown()
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        # Leaving the block closes its standard input, which ends it.
 
 
 @pytest.fixture
 def on_cluster(cluster_address: str) -> Iterator[None]:
     """This process is connected to the cluster."""
+    import ray  # after the settings above
+
     ray.init(cluster_address, log_to_driver=False)
     yield
     ray.shutdown()

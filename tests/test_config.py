@@ -56,7 +56,10 @@ objectives = st.builds(
     masked=st.booleans(),
 )
 budgets = st.builds(
-    BudgetSettings, seconds=st.none() | st.floats(0.1, 1e9), observations=st.none() | whole, student_steps=st.none() | whole
+    BudgetSettings,
+    seconds=st.none() | st.floats(0.1, 1e9),
+    observations=st.none() | whole,
+    student_steps=st.none() | whole,
 )
 # What YAML could take for something else than text, too.
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1) | st.sampled_from(
@@ -83,7 +86,7 @@ def configs(teacher: Path) -> st.SearchStrategy[DistillConfig]:
     )
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_configuration_is_read_back_as_it_was_written(
     data: st.DataObject, vector_teacher: Path, tmp_path: Path
@@ -221,5 +224,9 @@ def test_the_run_folder_names_teacher_method_and_seed(read: Callable[..., Distil
 
 def test_the_written_file_shows_every_setting(read: Callable[..., DistillConfig]) -> None:
     written = yaml.safe_load(read({"method": "dafl"}).to_yaml())
-    flat = {f"{k}.{i}" if isinstance(v, dict) else k for k, v in written.items() for i in (v if isinstance(v, dict) else [0])}
+    flat = {
+        f"{k}.{i}" if isinstance(v, dict) else k
+        for k, v in written.items()
+        for i in (v if isinstance(v, dict) else [0])
+    }
     assert flat == {key for key in known_keys() if key.count(".") or not isinstance(written.get(key), dict)}

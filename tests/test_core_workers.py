@@ -118,7 +118,7 @@ def test_images_travel_in_their_own_type() -> None:
 def test_a_teacher_that_answers_nan_is_refused() -> None:
     teacher = tiny.model(tiny.VECTOR)
     next(teacher.parameters()).data.fill_(float("nan"))
-    with pytest.raises(UserError, match="^teacher: answered NaN"):
+    with pytest.raises(UserError, match=r"^teacher: answered NaN"):
         synthesizer(teacher, kind="direct", steps=0).synthesize(0, START)
 
 

@@ -178,7 +178,7 @@ class Diverging(torch.nn.Module):
 def two_cpus():
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])  # for Diverging, in the actors
     environment = {"env_vars": {"PYTHONPATH": path}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     yield
     ray.shutdown()
 

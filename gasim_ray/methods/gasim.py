@@ -22,7 +22,7 @@ def vector_preset() -> dict[str, dict[str, Any]]:
     return {
         "generator": {"kind": "direct", "prior": ["geometry"], "steps": 3, "learning_rate": 0.1},
         "objective": {"adversarial": 1.0, "bound": 4.0},
-        "pool": {"capacity": 200_000, "hard": 0.25},
+        "pool": {"capacity": 200_000, "hard": 0.1},
         "student": {"learning_rate": 3e-3, "batch_size": 512, "steps": 10},
     }
 
@@ -40,6 +40,6 @@ def image_preset() -> dict[str, dict[str, Any]]:
             "shift": 2,
         },
         "objective": {"label": 1.0, "adversarial": 3.0, "bound": 4.0},
-        "pool": {"capacity": 200_000, "hard": 0.25},
+        "pool": {"capacity": 200_000, "hard": 0.1},
         "student": {"learning_rate": 4e-3, "batch_size": 256, "steps": 10, "logits_weight": 0.05},
     }

@@ -1,0 +1,213 @@
+"""Suites, the runner and the tables, on a copy of the benchmark folder with a suite small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+
+from benchmarks import cells, run, speed, tables
+from benchmarks.cells import REAL, current_results, load_suite, read_results, suite_names
+from benchmarks.speed import SIDES
+from gasim_ray.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+ARCHITECTURE = {"name": "mlp", "hidden": [8]}
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A declared suite `small` of one task and three methods; nothing that is recorded leaves the test's folder."""
+    (tmp_path / "suites").mkdir()
+    monkeypatch.setattr(cells, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "FILES", (tmp_path / "README.md",))
+    monkeypatch.chdir(tmp_path)
+    teacher = str(REPOSITORY / "benchmarks" / "teachers" / "cartpole-dqn")
+    declared = {
+        "kind": "distill",
+        "size": "cpu",
+        "methods": {"noise": [0], "gasim": [0, 1], "real": [0]},
+        "episodes": 2,
+        "tasks": {"cartpole": {"teacher": teacher}},
+        "config": {
+            "local": True,
+            "student": {"architecture": ARCHITECTURE, "batch_size": 32},
+            "generator": {"batch_size": 32},
+            "budget": {"student_steps": 40},
+        },
+    }
+    declare(declared)
+    return declared
+
+
+def declare(declared: dict[str, Any]) -> None:
+    (cells.ROOT / "suites" / "small.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
+
+
+def started(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    return int(module.main())
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_each_declared_suite_can_be_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    found = load_suite(name)
+    assert len({cell.name for cell in found}) == len(found) > 0
+    assert all(cell.task in SIDES for cell in found if cell.kind == "speed")
+    for folder, episodes in {(cell.config.teacher, cell.episodes) for cell in found if cell.kind == "distill"}:
+        source = json.loads((REPOSITORY / folder / "config.json").read_text())["source"]
+        assert "dataset" in source or episodes >= 2
+
+
+def test_cells_are_every_task_method_and_seed(suite: dict[str, Any]) -> None:
+    names = [cell.name for cell in load_suite("small")]
+    assert names == ["cartpole-noise-0", "cartpole-gasim-0", "cartpole-gasim-1", "cartpole-real-0"]
+    noise, first, second, real = load_suite("small")
+    assert (noise.config.method, first.config.seed, second.config.seed) == ("noise", 0, 1)
+    assert (real.method, real.config) == (REAL, first.config)
+    assert first.config.student.architecture == ARCHITECTURE
+
+
+def test_the_definition_changes_with_what_the_result_depends_on(suite: dict[str, Any]) -> None:
+    cell = load_suite("small")[1]
+    changed = [
+        replace(cell, episodes=4),
+        replace(cell, method=REAL),
+        replace(cell, config=replace(cell.config, seed=5)),
+        replace(cell, config=replace(cell.config, pool=replace(cell.config.pool, hard=0.9))),
+        replace(cell, config=replace(cell.config, budget=replace(cell.config.budget, student_steps=41))),
+    ]
+    assert len({c.definition for c in [cell, *changed]}) == 6
+    assert replace(cell, config=cell.config.at(Path("elsewhere"))).definition == cell.definition
+    assert load_suite("small")[1].definition == cell.definition
+
+
+def test_an_unknown_suite_is_refused(suite: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="suite: 'smal' is not known; known: small"):
+        load_suite("smal")
+
+
+def test_only_keeps_the_cells_that_are_asked_for(suite: dict[str, Any]) -> None:
+    found = load_suite("small")
+    assert [c.name for c in found if run.matches(c, "method=gasim,seed=1")] == ["cartpole-gasim-1"]
+    assert len([c for c in found if run.matches(c, "")]) == 4
+    with pytest.raises(UserError, match="only: 'sed'"):
+        run.matches(found[0], "sed=1")
+
+
+def check_line(line: dict[str, Any], method: str) -> None:
+    assert (line["suite"], line["task"], line["seed"], line["metric"]) == ("small", "cartpole", 0, "return")
+    assert line["teacher_score"] > 50 > line["controls"]["untrained"] > 0
+    assert 0 <= line["agreement"] <= 1
+    assert line["student_parameters"] == 4 * 8 + 8 + 8 * 2 + 2
+    assert line["teacher_parameters"] > 60_000
+    assert line["command"] == f"python -m benchmarks.run small --only task=cartpole,method={method},seed=0"
+    assert {"hardware", "versions", "commit", "date", "wall_seconds", "kl", "group"} <= set(line)
+
+
+def test_the_control_on_real_observations_says_what_it_took(suite: dict[str, Any]) -> None:
+    line = run.record(load_suite("small")[3])
+    check_line(line, REAL)
+    assert (line["knowledge"], line["synthetic_observations"]) == ("data", 0)
+    assert line["environment_steps"] > 50
+
+
+def test_a_cell_is_recorded_once(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_cluster: None
+) -> None:
+    for _ in range(2):
+        assert started(monkeypatch, run, "small", "--only", "method=gasim,seed=0") == 0
+    (line,) = read_results("small")
+    check_line(line, "gasim")
+    assert (line["knowledge"], line["environment_steps"]) == ("bounds", 0)
+    assert line["synthetic_observations"] > 0
+    assert "1 cells recorded, 0 to run" in capsys.readouterr().out
+    # What changes the result makes the recorded line that of another cell.
+    suite["episodes"] = 4
+    declare(suite)
+    assert current_results("small") == {}
+    assert len(read_results("small")) == 1
+
+
+def test_no_cell_is_started_that_would_end_after_the_budget(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_cluster: None
+) -> None:
+    assert started(monkeypatch, run, "small", "--budget-minutes", "0.01") == 0
+    assert "pending: cartpole-noise-0, cartpole-gasim-0" in capsys.readouterr().out
+    assert read_results("small") == []
+
+
+def recorded(suite: str, method: str, seed: int, score: float) -> None:
+    cell = next(c for c in load_suite(suite) if (c.method, c.seed) == (method, seed))
+    line = {
+        "suite": suite, "task": cell.task, "method": method, "seed": seed, "definition": cell.definition,
+        "metric": "return", "teacher_score": 500.0, "student_score": score, "controls": {"untrained": 9.5},
+        "agreement": 0.98, "student_parameters": 58, "teacher_parameters": 5800, "wall_seconds": 12.3,
+        "date": "2026-01-02", "hardware": "2 cores of something",
+    }  # fmt: skip
+    cells.append_result(suite, line)
+
+
+README = "# Title\n\n<!-- table:small -->\nold\n<!-- end -->\n\nAfter.\n"
+
+
+def test_tables_are_made_from_results_and_checked(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = cells.ROOT / "README.md"
+    readme.write_text(README)
+    for seed, score in ((0, 480.0), (1, 500.0)):
+        recorded("small", "gasim", seed, score)
+    assert started(monkeypatch, tables, "--check") == 1
+    assert "out of date" in capsys.readouterr().out
+    assert readme.read_text() == README
+    assert started(monkeypatch, tables) == 0
+    assert started(monkeypatch, tables, "--check") == 0
+    text = readme.read_text()
+    assert text.startswith("# Title\n\n<!-- table:small -->\n")
+    assert text.endswith("<!-- end -->\n\nAfter.\n")
+    row = next(line for line in text.splitlines() if line.startswith("| cartpole"))
+    columns = [column.strip() for column in row.split("|")[1:-1]]
+    assert columns == [
+        "cartpole", "500", "9.5", "not measured", "490.0 ± 14.1 (98 %, 2)", "not measured", "58 of 5,800 (1.0 %)", "12",
+    ]  # fmt: skip
+    readme.write_text(text.replace("490.0", "500.0"))
+    assert started(monkeypatch, tables, "--check") == 1
+    readme.write_text(text)
+    recorded("small", "noise", 0, 100.0)
+    assert started(monkeypatch, tables, "--check") == 1
+
+
+def test_the_newest_line_of_a_cell_counts(suite: dict[str, Any]) -> None:
+    recorded("small", "noise", 0, 100.0)
+    recorded("small", "noise", 0, 200.0)
+    assert {name: line["student_score"] for name, line in current_results("small").items()} == {
+        "cartpole-noise-0": 200.0
+    }
+
+
+def test_a_ratio_of_speeds_is_measured_and_shown(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, on_cluster: None
+) -> None:
+    monkeypatch.setattr(speed, "REPEATS", 1)
+    config = tiny.tree(suite["tasks"]["cartpole"]["teacher"], method="noise")
+    config["budget"] = {"seconds": 0.6}
+    del config["teacher"]
+    suite.update(
+        kind="speed", methods={"noise": [0]}, tasks={"ray-over-local": suite["tasks"]["cartpole"]}, config=config
+    )
+    declare(suite)
+    assert started(monkeypatch, run, "small") == 0
+    (line,) = read_results("small")
+    assert line["ratio"] > 0
+    assert len(line["observations_per_second"]) == 2
+    assert min(line["observations_per_second"]) > 0
+    row = next(text for text in tables.table("small").splitlines() if text.startswith("| ray-over-local"))
+    assert f"{line['ratio']:.2f}" in row

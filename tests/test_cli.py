@@ -1,0 +1,274 @@
+"""The command line: what a user does wrong is said in one line with exit code 2, and nothing is left half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from gasim_ray import cli
+from gasim_ray.core.model import load_model, save_model
+
+CARTPOLE = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
+
+#: Runs a command line that is wrong and checks that the one line on standard error says this, in this order.
+Refused = Callable[..., None]
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
+    """See Refused."""
+
+    def check(arguments: list[object], *said: str) -> None:
+        capfd.readouterr()
+        assert cli.main([str(a) for a in arguments]) == 2
+        lines = capfd.readouterr().err.splitlines()
+        line = lines[-1]
+        assert line.startswith("gasim: ")
+        assert not any("Traceback" in text or text.startswith("gasim: ") for text in lines[:-1])
+        place = 0
+        for part in said:
+            assert part in line[place:], line
+            place = line.index(part, place)
+
+    return check
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, vector_teacher: Path) -> Path:
+    """A teacher that a test may damage."""
+    return Path(shutil.copytree(vector_teacher, tmp_path / "teacher"))
+
+
+@pytest.fixture
+def distil(teacher: Path, tmp_path: Path, config_file: Callable[..., Path]) -> Callable[..., list[object]]:
+    """Arguments of a tiny distillation of that teacher into `run`."""
+
+    def arguments(*more: object, **changed: Any) -> list[object]:
+        config = config_file(tiny.tree(teacher, local=True, **changed))
+        return ["distill", config, "--out", tmp_path / "run", *more]
+
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--generator.batchsize=3"], ["generator.batchsize", "did you mean generator.batch_size?"]),
+        (["--generator.batch_size=few"], ["generator.batch_size", "few", "int"]),
+        (["--generator.batch_size=0"], ["generator.batch_size", "0 is impossible", "at least 1"]),
+        (["--generator.kind=netwrk"], ["generator.kind", "netwrk", "network"]),
+        (["--generator.prior=[unifrom]"], ["generator.prior", "unifrom", "uniform"]),
+        (["--generator.prior=[fields]"], ["generator.prior", "pictures"]),
+        (["--method=gasin"], ["method", "gasin", "gasim"]),
+        (["--device=gpu"], ["device", "gpu", "cuda"]),
+        (["--objective.batch_norm=1"], ["objective.batch_norm", "no batch-norm layer", "0"]),
+        (["--student.architecture={'name': 'mpl'}"], ["architecture", "mpl", "mlp"]),
+        (["--student.architecture={'name': 'lenet5'}"], ["architecture", "lenet5 refuses", "[4]"]),
+        (["--student.architecture={'name': 'no.such:thing'}"], ["architecture", "no.such:thing"]),
+        (["--resume"], ["out", "run holds no checkpoint"]),
+        (["--teacher=elsewhere"], ["elsewhere", "no model there"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_written(
+    more: list[str], said: list[str], distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
+) -> None:
+    refused(distil(*more), *said)
+    assert not (tmp_path / "run").exists()
+
+
+class TwoActions(torch.nn.Linear):
+    """A student that answers for two actions, whatever it is asked for."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__(input_shape[0], 2)
+
+
+def test_a_student_with_other_actions_than_its_teacher_is_refused(
+    distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
+) -> None:
+    student = {"architecture": {"name": f"{__name__}:TwoActions"}}
+    refused(distil(student=student), "student.architecture", "[2] where the teacher has 3 actions")
+    assert not (tmp_path / "run").exists()
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+
+
+def age(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
+
+
+def poison(folder: Path) -> None:
+    weights = {name: torch.full_like(t, float("nan")) for name, t in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+
+
+def shrink(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["observation"].update(shape=[3], low=[-1.0], high=[1.0])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def steer(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "actions": {"type": "continuous", "n": 2}}))
+
+
+DAMAGES = [
+    (shutil.rmtree, ["no model there"]),
+    (truncate, ["model.safetensors", "truncated"]),
+    (age, ["format", "99 is not the version", "import the source again"]),
+    (poison, ["NaN"]),
+    (shrink, ["weights do not fit", "[8, 4]", "[8, 3]"]),
+    (steer, ["actions.type", "continuous", "discrete"]),
+]
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES)
+def test_a_damaged_teacher_is_refused(
+    damage: Callable[[Path], None],
+    said: list[str],
+    teacher: Path,
+    distil: Callable[..., list[object]],
+    refused: Refused,
+    tmp_path: Path,
+) -> None:
+    arguments = distil()
+    damage(teacher)
+    refused(arguments, str(teacher), *said)
+    assert not (tmp_path / "run").exists()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_that_exists_is_kept_unless_it_is_to_be_replaced(
+    distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert cli.main([str(a) for a in distil()]) == 0
+    before = contents(run)
+    refused(distil("--seed=1"), "out", "run exists", "--resume", "--overwrite")
+    refused(distil("--resume", "--seed=1"), "seed", "1 differs from 0", "--out")
+    refused(distil("--resume", "--generator.steps=9"), "generator", "differs from")
+    refused(distil("--overwrite", "--generator.steps=-1"), "generator.steps", "-1 is impossible")
+    assert contents(run) == before
+    assert cli.main([str(a) for a in distil("--overwrite", "--seed=1")]) == 0
+    assert contents(run)["student/model.safetensors"] != before["student/model.safetensors"]
+
+
+def test_overwriting_spares_what_is_no_run(
+    distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    refused(distil("--overwrite"), "out", "something else than a run")
+    assert contents(tmp_path / "run") == {"thesis.tex": b"years of work"}
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").write_text("a file")
+    refused(distil(), "out", "is a file")
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
+def test_a_damaged_checkpoint_is_refused(
+    damage: bytes | None, distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
+) -> None:
+    assert cli.main([str(a) for a in distil()]) == 0
+    checkpoint = tmp_path / "run" / "checkpoint" / "state.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:2000] if damage is None else damage)
+    refused(distil("--resume"), "state.pt", "cannot be read", "--overwrite")
+
+
+def test_a_configuration_file_that_is_missing_or_malformed_is_refused(refused: Refused, tmp_path: Path) -> None:
+    refused(["distill", tmp_path / "none.yaml"], "none.yaml", "cannot be read")
+    (tmp_path / "bad.yaml").write_text("teacher: [")
+    refused(["distill", tmp_path / "bad.yaml"], "bad.yaml", "cannot be read")
+    refused(["distill", "--local"], "teacher")
+
+
+def test_more_actors_than_there_are_cpus_are_refused(
+    distil: Callable[..., list[object]], refused: Refused, tmp_path: Path, on_cluster: None
+) -> None:
+    refused(distil("--local=false", "--generator.actors=9"), "generator.actors", "9 actors", "5.5 CPU", "4 is free")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of a CartPole teacher, with its student."""
+    folder = tmp_path / "run"
+    save_model(load_model(CARTPOLE), folder / "student")
+    (folder / "config.yaml").write_text(f"teacher: {CARTPOLE}\n")
+    (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def test_an_evaluation_that_cannot_be_is_refused(refused: Refused, run: Path, tmp_path: Path, on_cluster: None) -> None:
+    refused(["evaluate", tmp_path / "none"], "no run there")
+    refused(["evaluate", run, "--env", "CartPol-v1"], "env", "CartPol-v1", "CartPole-v1")
+    refused(["evaluate", run, "--env", "Acrobot-v1"], "env", "Acrobot-v1 shows observations of [6]", "reads [4]")
+    refused(["evaluate", run, "--env", "Pendulum-v1"], "env", "Pendulum-v1", "only discrete actions")
+    refused(["evaluate", run, "--dataset", "mnist", "--data", tmp_path / "empty"], "empty")
+    refused(["evaluate", run, "--dataset", "mnits"], "dataset", "mnits", "mnist")
+    refused(["evaluate", run, "--dataset", "mnist-sample"], "dataset", "[1, 28, 28]", "reads [4]")
+    refused(["evaluate", run, "--episodes", "1"], "episodes", "1 is too few", "2 or more")
+    truncate(run / "student")
+    refused(["compare", run, run], "student", "model.safetensors", "truncated")
+    assert (run / "summary.json").read_text() == "{}"
+    assert set(contents(run)) == {"config.yaml", "summary.json", "student/config.json", "student/model.safetensors"}
+
+
+def test_a_teacher_that_cannot_be_had_is_refused(refused: Refused, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source = tmp_path / "checkpoint"
+    source.mkdir()
+    (source / "rllib_checkpoint.json").write_text("{}")
+    refused(["teacher", "import", source, "--out", out], "trust", "is a pickle", "runs whatever code", "--trust")
+    refused(["teacher", "import", tmp_path / "none", "--out", out], "source", "none", "check the path")
+    refused(["teacher", "train", "--env", "Pendulum-v1", "--algo", "ppo", "--out", out], "env", "only discrete actions")
+    refused(
+        ["teacher", "train", "--env", "CartPol-v1", "--algo", "dqn", "--out", out], "env", "CartPol-v1", "CartPole-v1"
+    )
+    refused(["teacher", "train", "--dataset", "mnist", "--data", tmp_path / "empty", "--out", out], "empty")
+    refused(["teacher", "train", "--env", "CartPole-v1", "--algo", "ppoo", "--out", out], "algo", "ppoo")
+    refused(["teacher"], "teacher", "gasim teacher train")
+    assert not out.exists()
+
+
+def test_an_unknown_command_shows_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["destill"]) == 2
+    unknown = capsys.readouterr().err
+    assert cli.main([]) == 2
+    nothing = capsys.readouterr().err
+    assert cli.main(["--help"]) == 0
+    asked = capsys.readouterr().out
+    assert unknown == nothing == asked
+    assert all(f"  {command} " in asked for command in cli.COMMANDS)
+
+
+def test_help_documents_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["distill", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("--generator.batch_size", "Observations in a batch", "--budget.seconds", "--resume", "--overwrite"):
+        assert part in text
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "demo", interrupted)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "gasim: interrupted\n"

@@ -1,0 +1,315 @@
+"""A distillation from command line to folder: what it leaves, how it stops, goes on and is repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gasim_ray import cli
+from gasim_ray.config import build_config
+from gasim_ray.core.model import load_model
+from gasim_ray.methods import METHODS
+from gasim_ray.run_folder import RunFolder
+
+REPOSITORY = Path(__file__).parents[1]
+TEACHERS = REPOSITORY / "benchmarks" / "teachers"
+SUMMARY_KEYS = {
+    "task", "method", "knowledge", "seed", "teacher", "student", "metric", "teacher_score", "student_score",
+    "controls", "agreement", "wall_seconds", "synthetic_observations", "generator_actors", "device", "versions",
+}  # fmt: skip
+
+
+def files_of(run: Path) -> set[str]:
+    """Every file of a run; TensorBoard's have a time in their name."""
+    paths = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    return {"events" if p.startswith("events.out.tfevents.") else p for p in paths}
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    return [dict(zip(header.split(","), map(float, row.split(",")), strict=True)) for row in rows]
+
+
+def student_of(run: Path) -> bytes:
+    return (run / "student" / "model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_what_it_should(tmp_path: Path, config_file: Callable[..., Path]) -> None:
+    config = config_file(tiny.tree(TEACHERS / "acrobot-dqn", method="gasim", seed=7, generator={"prior": ["geometry"]}))
+    run = tmp_path / "run"
+    assert cli.main(["distill", str(config), "--local", "--out", str(run)]) == 0
+    assert files_of(run) == {
+        "config.yaml", "summary.json", "metrics.csv", "events", "checkpoint/state.pt", "student/model.safetensors",
+        "student/config.json", "samples.png",
+    }  # fmt: skip
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary) == SUMMARY_KEYS
+    expected = {
+        "task": "acrobot-dqn", "method": "gasim", "knowledge": "bounds", "seed": 7, "student": str(run / "student"),
+        "teacher": str(TEACHERS / "acrobot-dqn"), "generator_actors": 2, "device": "cpu", "controls": {},
+        "synthetic_observations": 640,
+    }  # fmt: skip
+    assert {key: summary[key] for key in expected} == expected
+    assert 0 < summary["agreement"] <= 1
+    assert summary["wall_seconds"] > 0
+    assert set(summary["versions"]) == {"python", "gasim-ray", "torch", "ray", "numpy"}
+    assert "# torch " in (run / "config.yaml").read_text()
+    last = rows_of(run)[-1]
+    assert (last["student_steps"], last["spent"], last["observations"]) == (40, 1, 640)
+    events = EventAccumulator(str(run)).Reload()
+    assert events.Scalars("student_steps")[-1].value == 40
+    student = load_model(run / "student")
+    assert (student.config.actions, student.config.outputs) == (3, "logits")
+    assert student.parameter_count < 200
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("kind", ["vector", "image"])
+def test_every_method_distils_every_kind_of_teacher(
+    method: str, kind: str, tmp_path: Path, vector_teacher: Path, image_teacher: Path
+) -> None:
+    architecture = tiny.SMALL_NETWORK if kind == "vector" else tiny.SMALL_CNN
+    teacher = vector_teacher if kind == "vector" else image_teacher
+    student = {"architecture": architecture, "batch_size": 16}
+    given = {"teacher": str(teacher), "method": method, "student": student, "generator": {"batch_size": 16}}
+    config = build_config({**given, "budget": {"observations": 64}, "local": True, "out": str(tmp_path / "run")})
+    run = cli.run_distillation(config)
+    loss = rows_of(run)[-1]["loss"]
+    assert 0 <= loss < 100
+    assert load_model(run / "student").config.actions == load_model(teacher).config.actions
+    assert json.loads((run / "summary.json").read_text())["knowledge"] in ("bounds", "generic")
+
+
+def test_a_run_is_repeated_from_its_own_configuration(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path]
+) -> None:
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    config = config_file(tiny.tree(vector_teacher, local=True, method="gas", seed=3))
+    assert cli.main(["distill", str(config), f"--out={first}"]) == 0
+    assert cli.main(["distill", str(first / "config.yaml"), f"--out={second}"]) == 0
+    assert student_of(second) == student_of(first)
+    assert cli.main(["distill", str(first / "config.yaml"), f"--out={other}", "--seed=4"]) == 0
+    assert student_of(other) != student_of(first)
+
+
+def interrupt(process: subprocess.Popen[str], run: Path) -> tuple[int, str]:
+    """Press Ctrl-C once there is a checkpoint; returns exit code and standard error."""
+    while not (run / "checkpoint" / "state.pt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("kind", ["direct", "network"])
+@pytest.mark.parametrize("mode", ["local", "synchronous"])
+def test_an_interrupted_run_goes_on_to_the_same_student(
+    mode: str,
+    kind: str,
+    tmp_path: Path,
+    vector_teacher: Path,
+    config_file: Callable[..., Path],
+    gasim: Callable[..., Any],
+    request: pytest.FixtureRequest,
+) -> None:
+    """The run that nothing interrupts is a local one: both modes give the same student (see test_loop)."""
+    if mode == "synchronous":
+        request.getfixturevalue("on_cluster")
+    steps = {"local": 1000, "synchronous": 500}[mode]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    generator = {"kind": kind, "per_actor": 2, "reset_every": 7, "stagnation": 5, "latent": 4, "steps": 1}
+    tree = tiny.tree(vector_teacher, generator=generator, checkpoint_seconds=0.1, budget={"student_steps": steps})
+    config = config_file({**tree, mode: True, "pool": {"capacity": 300, "replay": 0.5, "hard": 0.5}})
+    address = request.getfixturevalue("cluster_address") if mode == "synchronous" else ""
+    process = gasim("distill", config, f"--out={stopped}", RAY_ADDRESS=address)
+    code, errors = interrupt(process, stopped)
+    assert code == 130, errors
+    assert "--resume" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert not (stopped / "student").exists()
+    reached = rows_of(stopped)[-1]["student_steps"]
+    assert 0 < reached < steps
+    assert cli.main(["distill", str(stopped / "config.yaml"), "--resume", "--checkpoint_seconds=99"]) == 0
+    assert cli.main(["distill", str(config), f"--out={whole}", "--local", "--checkpoint_seconds=99"]) == 0
+    assert student_of(stopped) == student_of(whole)
+    last, expected = rows_of(stopped)[-1], rows_of(whole)[-1]
+    for name in ("student_steps", "observations", "loss", "agreement", "pool_size", "reinitialisations"):
+        assert last[name] == expected[name], name
+    reached = [row["student_steps"] for row in rows_of(stopped)]
+    assert reached == sorted(reached)
+
+
+def test_a_finished_run_goes_on_with_a_larger_budget(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path]
+) -> None:
+    run = tmp_path / "run"
+    config = config_file(tiny.tree(vector_teacher, local=True, out=str(run)))
+    assert cli.main(["distill", str(config)]) == 0
+    before = student_of(run)
+    assert cli.main(["distill", str(config), "--resume"]) == 0
+    assert student_of(run) == before
+    assert cli.main(["distill", str(config), "--resume", "--budget.student_steps=60"]) == 0
+    assert rows_of(run)[-1]["student_steps"] == 60
+    assert student_of(run) != before
+
+
+def test_a_full_disk_costs_a_checkpoint_but_not_the_run(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file may outgrow the first checkpoint; that of the fuller pool would be twice as large."""
+    run = tmp_path / "run"
+    tree = tiny.tree(vector_teacher, local=True, out=str(run), generator={"batch_size": 512})
+    command = ["distill", str(config_file({**tree, "pool": {"capacity": 50_000}}))]
+    assert cli.main(command) == 0
+    checkpoint = run / "checkpoint" / "state.pt"
+    before, first = resource.getrlimit(resource.RLIMIT_FSIZE), checkpoint.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(first) + 1000, before[1]))
+    try:
+        assert cli.main([*command, "--resume", "--budget.student_steps=80"]) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    errors = " ".join(capsys.readouterr().err.split())
+    assert f"warning: {checkpoint}: not written" in errors
+    assert rows_of(run)[-1]["student_steps"] == 80
+    assert not list(run.rglob("*.partial"))
+    assert checkpoint.read_bytes() == first
+    assert cli.main([*command, "--resume", "--budget.student_steps=80"]) == 0
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    """/dev/full answers every write as a full disk does."""
+    folder = RunFolder(tmp_path)
+    folder.save_checkpoint({"x": torch.ones(3)})
+    folder.checkpoint.with_name("state.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"state\.pt: not written"):
+        folder.save_checkpoint({"x": torch.zeros(100_000)})
+    assert [p.name for p in folder.checkpoint.parent.iterdir()] == ["state.pt"]
+    assert torch.load(folder.checkpoint, weights_only=True)["x"].tolist() == [1, 1, 1]
+
+
+BLOCKED = "raise ImportError(f'{__name__} is blocked')\n"
+
+#: A student whose construction proves, in every process that makes one, that the blocked modules cannot be imported.
+FACTORY = """
+import importlib, os, pathlib
+from gasim_ray.models.mlp import MLP
+
+def make(input_shape, outputs, marks, modules):
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            assert str(error) == f"{module} is blocked", error
+        else:
+            raise AssertionError(f"{module} can be imported")
+    pathlib.Path(marks, str(os.getpid())).touch()
+    return MLP(input_shape, outputs, [8])
+"""
+
+
+@pytest.fixture
+def blocker(tmp_path: Path) -> Callable[..., Path]:
+    """A folder that, first on the path, makes modules unimportable."""
+
+    def block(*modules: str) -> Path:
+        folder = tmp_path / "blocker"
+        folder.mkdir()
+        for module in modules:
+            (folder / f"{module}.py").write_text(BLOCKED)
+        (folder / "marking.py").write_text(FACTORY)
+        (folder / "marks").mkdir()
+        return folder
+
+    return block
+
+
+def marking(folder: Path, *modules: str) -> dict[str, Any]:
+    return {"name": "marking:make", "marks": str(folder / "marks"), "modules": list(modules)}
+
+
+def test_a_local_distillation_and_its_student_need_neither_simulator_nor_ray(
+    tmp_path: Path, config_file: Callable[..., Path], gasim: Callable[..., Any], blocker: Callable[..., Path]
+) -> None:
+    modules = ("gymnasium", "ale_py", "ray")
+    folder = blocker(*modules)
+    tree = tiny.tree(TEACHERS / "cartpole-dqn", method="gasim", local=True, out=str(tmp_path / "run"))
+    tree["generator"]["prior"] = ["geometry"]
+    tree["student"]["architecture"] = marking(folder, *modules)
+    process = gasim("distill", config_file(tree), PYTHONPATH=str(folder))
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert {p.name for p in (folder / "marks").iterdir()} == {str(process.pid)}
+    three_lines = (
+        "from gasim_ray.core.model import load_model\n"
+        "import torch\n"
+        f"print(load_model({str(tmp_path / 'run' / 'student')!r})(torch.zeros(5, 4)).shape)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(REPOSITORY)])}
+    command = [process.args[0], "-c", three_lines]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert printed == "torch.Size([5, 2])\n"
+
+
+def test_a_distillation_on_ray_needs_no_simulator(
+    tmp_path: Path,
+    config_file: Callable[..., Path],
+    gasim: Callable[..., Any],
+    blocker: Callable[..., Path],
+    cluster_address: str,
+) -> None:
+    modules = ("gymnasium", "ale_py")
+    folder = blocker(*modules)
+    tree = tiny.tree(TEACHERS / "cartpole-dqn", out=str(tmp_path / "run"))
+    tree["student"]["architecture"] = marking(folder, *modules)
+    path = os.pathsep.join([str(folder), str(REPOSITORY)])
+    job = json.dumps({"runtime_env": {"env_vars": {"PYTHONPATH": path}}})
+    environment = {"PYTHONPATH": str(folder), "RAY_ADDRESS": cluster_address, "RAY_JOB_CONFIG_JSON_ENV_VAR": job}
+    process = gasim("distill", config_file(tree), **environment)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert (tmp_path / "run" / "summary.json").exists()
+    # The driver, the learner actor and two generator actors.
+    assert len(list((folder / "marks").iterdir())) == 4
+
+
+def test_the_student_computes_what_its_weights_say(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path]
+) -> None:
+    """The folder alone is enough: one linear layer after another, no part of this program."""
+    run = tmp_path / "run"
+    assert cli.main(["distill", str(config_file(tiny.tree(vector_teacher, local=True))), f"--out={run}"]) == 0
+    weights, config = (
+        load_file(run / "student" / "model.safetensors"),
+        json.loads((run / "student" / "config.json").read_text()),
+    )
+    x = torch.rand(5, 4)
+    observation = config["observation"]
+    hidden = (x - torch.tensor(observation["mean"])) / torch.tensor(observation["std"])
+    hidden = torch.relu(hidden @ weights["layers.0.weight"].T + weights["layers.0.bias"])
+    expected = hidden @ weights["layers.2.weight"].T + weights["layers.2.bias"]
+    torch.testing.assert_close(load_model(run / "student")(x), expected)
+
+
+def test_the_configuration_on_disk_is_the_whole_tree(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path]
+) -> None:
+    run = tmp_path / "run"
+    assert cli.main(["distill", str(config_file(tiny.tree(vector_teacher, local=True))), f"--out={run}"]) == 0
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    assert build_config(written).to_yaml() == yaml.safe_dump(written, sort_keys=False)
+    assert (written["local"], written["generator"]["batch_size"], written["out"]) == (True, 32, str(run))
