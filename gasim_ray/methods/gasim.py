@@ -22,7 +22,7 @@ def vector_preset() -> dict[str, dict[str, Any]]:
     return {
         "generator": {"kind": "direct", "prior": ["geometry"], "steps": 3, "learning_rate": 0.1},
         "objective": {"adversarial": 1.0, "bound": 4.0},
-        "pool": {"capacity": 200_000, "hard": 0.1},
+        "pool": {"capacity": 200_000, "hard": 0.25},
         "student": {"learning_rate": 3e-3, "batch_size": 512, "steps": 10},
     }
 
