@@ -54,7 +54,7 @@ class Cell:
     def definition(self) -> str:
         """Changes when a setting or the teacher does; not with the code, which each line's commit names."""
         teacher = load_config(Path(self.config.teacher)).to_json()
-        cell = {"out": None, "episodes": self.episodes, "method": self.method, "teacher": teacher}
+        cell = {"out": "", "episodes": self.episodes, "method": self.method, "teacher": teacher}
         fields = {**plain(asdict(self.config)), **cell}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, function in COMMANDS.items():
             print(f"  {name:9} {(function.__doc__ or '').splitlines()[0]}", file=stream)
         return 0 if stream is sys.stdout else 2
+    if threading.current_thread() is threading.main_thread():
+        # A shell starts background jobs with SIGINT ignored; `kill -INT` is to leave a checkpoint there too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command(given[1:])
     except UserError as error:

@@ -45,8 +45,8 @@ class DistillConfig:
     method: str = "gasim"
     """Preset that the other settings start from: noise, dafl, gas, gasim."""
 
-    out: str | None = None
-    """Folder that the run is written to; by default runs/<teacher>-<method>-<seed>."""
+    out: str = ""
+    """Folder that the run is written to; if empty, runs/<teacher>-<method>-<seed>."""
 
     seed: int = 0
     """Fixes all randomness of the synchronous mode."""

@@ -194,7 +194,7 @@ def test_ray_gives_what_one_process_gives(two_cpus):
     assert len(spread["good"].observations) == 20
     assert len(spread["bad"].observations) == 0
     assert spread["good"].returns.mean() > spread["bad"].returns.mean()
-    assert ray.available_resources()["CPU"] <= 2
+    assert ray.cluster_resources()["CPU"] == 2
 
 
 def test_ray_passes_a_mistake_on_as_one_line(two_cpus):

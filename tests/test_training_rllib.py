@@ -68,10 +68,13 @@ def test_a_reached_goal_ends_the_training(tmp_path: Path) -> None:
 
 
 PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from gasim_ray.training.rllib import PolicyTraining, train_policy
 
+# Where the tests run in the background, a child inherits that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings = PolicyTraining(
     env="CartPole-v1", algo="dqn", hidden=(8,), episodes=3, max_steps=int(sys.argv[2]), stop_return=1e9,
     evaluate_seconds=1e9, checkpoint_seconds=0.0,
