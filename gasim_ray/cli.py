@@ -122,14 +122,11 @@ def print_evaluations(runs: Sequence[Path], given: argparse.Namespace) -> None:
     from gasim_ray.evaluation.runs import control_distiller, task_of_run
     from gasim_ray.evaluation.table import evaluation_table
 
+    tasks = [task_of_run(run, given.env, given.dataset, given.data, given.episodes, given.seed) for run in runs]
     connect()
     evaluations = [
-        evaluate_run(
-            run,
-            task_of_run(run, given.env, given.dataset, given.data, given.episodes, given.seed),
-            None if given.no_controls else control_distiller(run),
-        )
-        for run in runs
+        evaluate_run(run, task, None if given.no_controls else control_distiller(run))
+        for run, task in zip(runs, tasks, strict=True)
     ]
     figures = json.dumps([evaluation.to_json() for evaluation in evaluations], indent=1)
     if given.json and str(given.json) != "-":

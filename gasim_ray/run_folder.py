@@ -131,8 +131,14 @@ class RunFolder:
         write_atomically(self.path / "summary.json", (json.dumps(entries, indent=1) + "\n").encode())
 
     def read_summary(self) -> dict[str, Any]:
-        """What `write_summary` wrote."""
-        summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+        """What `write_summary` wrote; raises UserError if there is no readable summary."""
+        path = self.path / "summary.json"
+        try:
+            summary: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path}: has no summary.json; finish it with `gasim distill --resume`") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not readable as JSON ({error})") from error
         return summary
 
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from gasim_ray.core.generator import DirectGenerator, NetworkGenerator, element_spread, smooth, unit_rms
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.core.prior import Contours, Fields, Geometry, Mixture, Prior, Uniform
+from gasim_ray.core.prior import Contours, Fields, Geometry, Mixture, Prior, Undecided, Uniform
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings
 from gasim_ray.errors import UserError
 
 CPU = torch.device("cpu")
 #: Name of the prior, name of the spec.
-PRIORS = [("geometry", "vector")]
+PRIORS = [("geometry", "vector"), ("undecided", "vector")]
 PRIORS += [(prior, spec) for prior in ("uniform", "gaussian") for spec in tiny.SPECS]
 PRIORS += [(prior, spec) for prior in ("fields", "contours") for spec in tiny.SPECS if spec != "vector"]
 
@@ -68,6 +68,14 @@ def test_geometry_lies_where_units_of_the_teacher_switch() -> None:
         return float((first(sample).abs() < 0.3).float().mean())
 
     assert units_near_their_boundary(Geometry(teacher, "cpu")) > 3 * units_near_their_boundary(Uniform(teacher, "cpu"))
+
+
+def test_undecided_takes_the_points_of_the_geometry_on_which_outputs_differ_least() -> None:
+    teacher = tiny.model(tiny.VECTOR)
+    points = Geometry(teacher, "cpu").sample(20 * Undecided.candidates, rng("cpu", 0))
+    spread = teacher(points).std(-1).view(20, -1)
+    chosen = Undecided(teacher, "cpu").sample(20, rng("cpu", 0))
+    torch.testing.assert_close(teacher(chosen).std(-1), spread.amin(1))
 
 
 @pytest.mark.parametrize("spec", [tiny.GREY, tiny.COLOUR, tiny.ATARI])

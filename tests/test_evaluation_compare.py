@@ -11,12 +11,13 @@ from rich.console import Console
 
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation.compare import evaluate_models, evaluate_run, update_summary
+from gasim_ray.evaluation.compare import evaluate_models, evaluate_run
 from gasim_ray.evaluation.controls import CONTROL_KINDS, untrained
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.evaluation.table import evaluation_table
 from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask
+from gasim_ray.run_folder import RunFolder
 
 TASK = EnvironmentTask("CartPole-v1", episodes=4, local=True)
 
@@ -134,7 +135,7 @@ def test_summary_keeps_what_it_had(run):
 def test_a_summary_that_cannot_be_written_keeps_the_old_one(run):
     before = (run / "summary.json").read_text()
     with pytest.raises(TypeError):
-        update_summary(run, {"metric": object()})
+        RunFolder(run).write_summary({"metric": object()})
     assert (run / "summary.json").read_text() == before
 
 
@@ -142,8 +143,8 @@ def test_a_summary_that_cannot_be_written_keeps_the_old_one(run):
     ("file", "content", "said"),
     [
         ("config.yaml", None, "no run there"),
-        ("config.yaml", "teacher: [", "not readable as YAML"),
-        ("config.yaml", "seed: 5", "names no teacher"),
+        ("config.yaml", "teacher: [", "cannot be read as a configuration"),
+        ("config.yaml", "seed: 5", "teacher"),
         ("config.yaml", "teacher: /no/such/folder", "no model there"),
         ("summary.json", None, "no summary.json"),
         ("summary.json", "{", "not readable as JSON"),

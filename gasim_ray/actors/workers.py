@@ -102,8 +102,9 @@ class LocalWorkers:
 
     def __init__(self, teacher: Model, config: DistillConfig, prior: Prior | None = None) -> None:
         use_threads(1)
+        # The student's normaliser is taken from samples on the CPU, whatever the device: other devices draw others.
+        self.learner = make_learner(teacher, config, config.device, prior or make_prior(teacher, config, "cpu"))
         prior = prior or make_prior(teacher, config, config.device)
-        self.learner = make_learner(teacher, config, config.device, prior)
         self.synthesizers = [
             make_synthesizer(teacher, config, actor, config.device, prior) for actor in range(config.generator.actors)
         ]

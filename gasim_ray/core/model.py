@@ -89,15 +89,11 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        network = build_network(config.architecture, config.observation.network_shape, config.actions)
-        # On a CPU, convolutions of few channels and their gradients are faster in this layout.
-        self.layout = torch.channels_last if config.observation.is_image else torch.contiguous_format
-        self.network = network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.network = build_network(config.architecture, config.observation.network_shape, config.actions)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations (N, *shape), any dtype, in the environment's units -> logits or Q-values (N, actions)."""
-        inputs = self.config.observation.normalise(observations).to(memory_format=self.layout)
-        outputs: Tensor = self.network(inputs)
+        outputs: Tensor = self.network(self.config.observation.normalise(observations))
         return outputs
 
     def frozen(self) -> Model:

@@ -76,7 +76,7 @@ class Geometry(Prior):
     Training moves the boundaries w·x + b = 0 of the first layer's units to where the training observations lie. Solving
     d of them, drawn at random, for an observation of d elements gives points of that region; those out of bounds are
     dropped. Shrinking the points towards their median by a log-uniform factor adds the finer scales: half of the
-    samples by one factor, half with a factor for each element beside it, because elements differ in scale.
+    samples by one factor, half by a factor for each element, because elements differ in scale.
 
     Elements with the bounds 0 and 1 are taken for flags: they are held at 0 or at 1, drawn at random, and the equations
     are solved for the other elements.
@@ -133,10 +133,35 @@ class Geometry(Prior):
         """See Prior."""
         chosen = torch.randint(len(self.bank), (count,), generator=generator, device=self.device)
         centres = self.centres[chosen]
-        common = torch.rand((count, 1), generator=generator, device=self.device)
-        own = torch.rand(centres.shape, generator=generator, device=self.device)
-        own[: count // 2] = common[: count // 2]
-        return centres + (self.bank[chosen] - centres) * (log(self.smallest_scale) * (common + own) / 2).exp()
+        exponent = torch.rand(centres.shape, generator=generator, device=self.device)
+        # In random places, since whoever draws may go through the samples in groups.
+        common = torch.rand((count, 1), generator=generator, device=self.device) < 0.5
+        exponent = torch.where(common, exponent[:, :1], exponent)
+        return centres + (self.bank[chosen] - centres) * (log(self.smallest_scale) * exponent).exp()
+
+
+class Undecided(Geometry):
+    """Of every few points of the geometry the one on whose actions the teacher's outputs are spread least.
+
+    Where a teacher was trained, most states leave a choice: one action more or less changes little. Beyond, its outputs
+    are extrapolated and diverge. Mixed with plain geometry, these points show the student the small differences that
+    decide there. Raises UserError as Geometry does.
+    """
+
+    #: Points of which one is kept.
+    candidates = 8
+
+    def __init__(self, teacher: Model, device: torch.device | str) -> None:
+        super().__init__(teacher, device)
+        self.teacher = teacher.to(self.device)
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Prior."""
+        points = super().sample(count * self.candidates, generator)
+        spread = self.teacher(points).std(-1).view(count, self.candidates)
+        groups = points.view(count, self.candidates, *self.spec.shape)
+        return groups[torch.arange(count, device=self.device), spread.argmin(1)]
 
 
 class Pictures(Prior):
@@ -224,6 +249,7 @@ PRIORS: dict[str, type[Prior]] = {
     "uniform": Uniform,
     "gaussian": Gaussian,
     "geometry": Geometry,
+    "undecided": Undecided,
     "fields": Fields,
     "contours": Contours,
 }

@@ -29,7 +29,7 @@ class StudentSettings:
 
     section = "student"
 
-    architecture: dict[str, Any] = field(default_factory=lambda: {"name": "mlp", "hidden": [64, 64]})
+    architecture: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
     """A registered architecture's name or package.module:factory under "name", its settings beside it."""
 
     learning_rate: float = 3e-3

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from gasim_ray.core.model import Model, load_model
-from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers, check_same_task, kl_nats, same_action
 from gasim_ray.evaluation.controls import Distil, control_models
 from gasim_ray.evaluation.latency import latency_ms
 from gasim_ray.evaluation.tasks import TEACHER, Metric, Score, Task
+from gasim_ray.run_folder import RunFolder, saved_config
 
 STUDENT = "student"
 
@@ -77,22 +74,24 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
     Raises UserError if the run, its teacher or its student cannot be read, or teacher, student and task do not fit
     each other.
     """
-    student = load_model(run / "student")
-    teacher = load_model(_teacher_folder(run)).frozen()
+    folder = RunFolder(run)
+    student = load_model(folder.student)
+    teacher = load_model(saved_config(run).teacher).frozen()
+    summary = folder.read_summary()
     check_same_task(teacher.config, student.config)
     task.check(teacher.config, TEACHER)
     controls = control_models(run, student.config, teacher, task, distil)
     evaluation = evaluate_models(run.resolve().name, {TEACHER: teacher, STUDENT: student, **controls}, task)
     scores = evaluation.scores()
-    update_summary(
-        run,
+    folder.write_summary(
         {
+            **summary,
             "metric": evaluation.metric,
             "teacher_score": scores[TEACHER],
             "student_score": scores[STUDENT],
             "controls": {name: scores[name] for name in controls},
             "agreement": next(row.agreement for row in evaluation.rows if row.name == STUDENT),
-        },
+        }
     )
     return evaluation
 
@@ -122,33 +121,3 @@ def _row(name: str, model: Model, score: Score, outputs: Tensor, expected: Tenso
         latency_ms(model, 1),
         latency_ms(model, LATENCY_BATCH),
     )
-
-
-def _teacher_folder(run: Path) -> Path:
-    path = run / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{run}: no run there (config.yaml is missing)") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({error})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("teacher"), str):
-        raise UserError(f"{path}: names no teacher; add `teacher: FOLDER`")
-    return Path(config["teacher"])
-
-
-def update_summary(run: Path, fields: Mapping[str, Any]) -> None:
-    """Set fields of the run's summary.json; whoever reads it meanwhile sees the old one or the new one, whole.
-
-    Raises UserError if the run has no readable summary.
-    """
-    path = run / "summary.json"
-    try:
-        summary = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{run}: the run has no summary.json; finish it with `gasim distill --resume`") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from error
-    partial = path.with_name("summary.json.partial")
-    partial.write_text(json.dumps({**summary, **fields}, indent=1) + "\n")
-    os.replace(partial, path)

@@ -18,7 +18,7 @@ from gasim_ray.errors import UserError
 from gasim_ray.evaluation.controls import Distil
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.episodes import Observations
-from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask, Task
+from gasim_ray.evaluation.tasks import TEACHER, DatasetTask, EnvironmentTask, Task
 from gasim_ray.run_folder import saved_config
 from gasim_ray.teachers import load_teacher
 
@@ -26,16 +26,16 @@ from gasim_ray.teachers import load_teacher
 def task_of_run(run: Path, env: str | None, dataset: str | None, data: Path | None, episodes: int, seed: int) -> Task:
     """The environment or data set that is named, or else the one that the run's teacher was trained on.
 
-    Raises UserError if neither is known.
+    Raises UserError if neither is known, or if it does not fit the teacher.
     """
-    source = load_config(Path(saved_config(run).teacher)).source
+    teacher = load_config(Path(saved_config(run).teacher))
     if not env and not dataset:
-        env, dataset = source.get("environment"), source.get("dataset")
-    if env:
-        return EnvironmentTask(env, episodes, seed)
-    if dataset:
-        return DatasetTask(load_dataset(dataset, data))
-    raise UserError(f"env: the teacher of {run} does not say what it was trained on; give --env or --dataset")
+        env, dataset = teacher.source.get("environment"), teacher.source.get("dataset")
+    if not env and not dataset:
+        raise UserError(f"env: the teacher of {run} does not say what it was trained on; give --env or --dataset")
+    task: Task = EnvironmentTask(env, episodes, seed) if env else DatasetTask(load_dataset(str(dataset), data))
+    task.check(teacher, TEACHER)
+    return task
 
 
 def control_distiller(run: Path) -> Distil:

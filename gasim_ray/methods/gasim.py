@@ -1,6 +1,6 @@
 """gasim: our own. GAS with direct generators that start from what the teacher's weights tell of its data.
 
-Vectors start from the teacher's geometry (core.prior.Geometry) at many scales; images from smooth random fields. Each
+Vectors start from the teacher's geometry (core.prior) at many scales; images from smooth random fields. Each
 order draws a fresh batch and moves it a few steps to where teacher and student disagree, so every batch is a
 re-initialisation. The student replays a pool.
 """
@@ -18,9 +18,9 @@ def preset(spec: ObservationSpec) -> dict[str, dict[str, Any]]:
 
 
 def vector_preset() -> dict[str, dict[str, Any]]:
-    """Geometry prior with a light adversary."""
+    """Geometry, half of it where the teacher's actions differ little, with a light adversary."""
     return {
-        "generator": {"kind": "direct", "prior": ["geometry"], "steps": 3, "learning_rate": 0.1},
+        "generator": {"kind": "direct", "prior": ["geometry", "undecided"], "steps": 3, "learning_rate": 0.1},
         "objective": {"adversarial": 1.0, "bound": 4.0},
         "pool": {"capacity": 200_000, "hard": 0.25},
         "student": {"learning_rate": 3e-3, "batch_size": 512, "steps": 10},

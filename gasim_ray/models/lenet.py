@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+
+class PooledConvolution(nn.Conv2d):
+    """A convolution, 2x2 max-pooling and ReLU in one: the same function as the three layers, faster on a CPU.
+
+    The four outputs that are pooled come from one convolution of the input with every 2x2 block of pixels folded into
+    channels (`pixel_unshuffle`): a quarter of the positions, and neither the whole output nor its indices are kept.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, channels, height, width), even once padded -> (N, out_channels, (height + pad - size + 1) // 2, ...)."""
+        placed = [F.pad(self.weight, (x, 1 - x, y, 1 - y)) for y in (0, 1) for x in (0, 1)]
+        folded = F.pixel_unshuffle(F.pad(input, self._reversed_padding_repeated_twice), 2)
+        bias = None if self.bias is None else self.bias.repeat(4)
+        blocks = torch.stack(F.conv2d(folded, F.pixel_unshuffle(torch.cat(placed), 2), bias).chunk(4, dim=1))
+        return blocks.amax(0).relu()
 
 
 class LeNet5(nn.Module):
@@ -17,18 +35,14 @@ class LeNet5(nn.Module):
         channels, height, side = input_shape
         if height != side or side not in (28, 32):
             raise ValueError("LeNet-5 reads 28x28 or 32x32 images")
-        # Pooling before ReLU is the same function at a quarter of the ReLU's work.
         c1, c3, c5, f6 = (int(n * width) for n in (6, 16, 120, 84))
         self.features = nn.Sequential(
-            nn.Conv2d(channels, c1, 5, padding=(32 - side) // 2),
-            nn.MaxPool2d(2),
-            nn.ReLU(),
-            nn.Conv2d(c1, c3, 5),
-            nn.MaxPool2d(2),
-            nn.ReLU(),
-            nn.Conv2d(c3, c5, 5),
-            nn.ReLU(),
+            PooledConvolution(channels, c1, 5, padding=(32 - side) // 2),
+            PooledConvolution(c1, c3, 5),
+            # The third convolution sees all of its 5x5 input at once.
             nn.Flatten(),
+            nn.Linear(25 * c3, c5),
+            nn.ReLU(),
             nn.Linear(c5, f6),
             nn.ReLU(),
         )
