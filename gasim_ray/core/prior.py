@@ -100,10 +100,10 @@ class Geometry(Prior):
         low, high = self.spec.bounds()
         flags = (low == 0) & (high == 1)
         held = torch.zeros_like(flags).expand(size) if flags.all() else flags.expand(size)
-        bank = self._solve(first, held)
-        self.bank = bank.to(self.device)
+        self.bank = self._solve(first, held).to(self.device)
+        self.held = held.to(self.device)
         #: What each point is shrunk towards: the median, but its own value where that is held.
-        self.centres = torch.where(held, bank, bank.median(0).values).to(self.device)
+        self.centres = torch.where(self.held, self.bank, self.bank.median(0).values)
 
     def _solve(self, first: nn.Linear, held: Tensor) -> Tensor:
         """Points (N, elements) within the bounds; elements where `held` is true are drawn from 0 and 1."""
@@ -131,37 +131,53 @@ class Geometry(Prior):
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""
-        chosen = torch.randint(len(self.bank), (count,), generator=generator, device=self.device)
-        centres = self.centres[chosen]
-        exponent = torch.rand(centres.shape, generator=generator, device=self.device)
-        # In random places, since whoever draws may go through the samples in groups.
+        return self._shrunk(self._shrink(count, generator), generator)
+
+    def _shrink(self, count: int, generator: torch.Generator) -> Tensor:
+        """Factors (count, elements): one for all elements of a sample in half of the samples, at random places."""
+        exponent = torch.rand((count, self.bank.shape[1]), generator=generator, device=self.device)
         common = torch.rand((count, 1), generator=generator, device=self.device) < 0.5
-        exponent = torch.where(common, exponent[:, :1], exponent)
-        return centres + (self.bank[chosen] - centres) * (log(self.smallest_scale) * exponent).exp()
+        return (log(self.smallest_scale) * torch.where(common, exponent[:, :1], exponent)).exp()
+
+    def _shrunk(self, factors: Tensor, generator: torch.Generator) -> Tensor:
+        """A random point for each row of factors, shrunk by it towards its centre."""
+        chosen = torch.randint(len(self.bank), (len(factors),), generator=generator, device=self.device)
+        return self.centres[chosen] + (self.bank[chosen] - self.centres[chosen]) * factors
 
 
 class Undecided(Geometry):
-    """Of every few points of the geometry the one on whose actions the teacher's outputs are spread least.
+    """Points of the geometry on whose actions the teacher's outputs are spread little.
 
     Where a teacher was trained, most states leave a choice: one action more or less changes little. Beyond, its outputs
-    are extrapolated and diverge. Mixed with plain geometry, these points show the student the small differences that
-    decide there. Raises UserError as Geometry does.
+    are extrapolated and diverge. So the points of least spread lie around the training observations: only they are
+    kept, and samples are shrunk towards their median. Then each sample is the one of least spread among a few that are
+    shrunk alike, since shrinking lessens the spread too. Raises UserError as Geometry does.
     """
 
-    #: Points of which one is kept.
+    smallest_scale = 0.1
+    #: Share of the geometry's points that is kept.
+    kept = 1 / 16
+    #: Samples of which the one of least spread is taken.
     candidates = 8
 
     def __init__(self, teacher: Model, device: torch.device | str) -> None:
         super().__init__(teacher, device)
         self.teacher = teacher.to(self.device)
+        least = self._spread(self.bank).argsort()[: max(64, round(self.kept * len(self.bank)))]
+        self.bank = self.bank[least]
+        self.centres = torch.where(self.held, self.bank, self.bank.median(0).values)
 
     @torch.no_grad()
+    def _spread(self, points: Tensor) -> Tensor:
+        spread: Tensor = self.teacher(points).std(-1)
+        return spread
+
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""
-        points = super().sample(count * self.candidates, generator)
-        spread = self.teacher(points).std(-1).view(count, self.candidates)
-        groups = points.view(count, self.candidates, *self.spec.shape)
-        return groups[torch.arange(count, device=self.device), spread.argmin(1)]
+        shrink = self._shrink(count, generator).repeat_interleave(self.candidates, 0)
+        points = self._shrunk(shrink, generator)
+        least = self._spread(points).view(count, self.candidates).argmin(1)
+        return points[least + self.candidates * torch.arange(count, device=self.device)]
 
 
 class Pictures(Prior):

@@ -40,6 +40,6 @@ def image_preset() -> dict[str, dict[str, Any]]:
             "shift": 2,
         },
         "objective": {"label": 1.0, "adversarial": 3.0, "bound": 4.0},
-        "pool": {"capacity": 200_000, "hard": 0.1},
+        "pool": {"capacity": 200_000, "hard": 0.5},
         "student": {"learning_rate": 4e-3, "batch_size": 256, "steps": 10, "logits_weight": 0.05},
     }
