@@ -210,9 +210,15 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out; marked where the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """The commit that is checked out; marked where code, suites or teachers differ from it."""
+    what = ["--", "gasim_ray", "benchmarks/*.py", "benchmarks/suites", "benchmarks/teachers"]
+    found = git("rev-parse", "--short=10", "HEAD") or "unknown"
+    return f"{found}-dirty" if git("status", "--porcelain", *what) else found
+
+
+def git(*arguments: str) -> str:
+    """What a git command prints; nothing if it fails."""
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":
