@@ -157,6 +157,11 @@ def test_architectures_are_given_whole(read: Callable[..., DistillConfig]) -> No
     assert config.student.architecture == {"name": "mlp", "hidden": [7]}
 
 
+def test_an_architecture_named_by_a_dotted_key_has_no_settings_of_another(read: Callable[..., DistillConfig]) -> None:
+    config = read({}, "--student.architecture.name=lenet5", "--student.architecture.width=0.5")
+    assert config.student.architecture == {"name": "lenet5", "width": 0.5}
+
+
 @pytest.mark.parametrize(
     ("tree", "arguments", "said"),
     [
