@@ -90,8 +90,8 @@ def matches(cell: Cell, only: str) -> bool:
 
 
 def expected_seconds(cell: Cell) -> float:
-    """What a cell takes at least: its distillation."""
-    return (cell.config.budget.seconds or 60.0) + 15.0
+    """What a cell takes: its distillation, the start of its actors and its evaluation."""
+    return (cell.config.budget.seconds or 60.0) + 25.0
 
 
 def record(cell: Cell) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def record(cell: Cell) -> dict[str, Any]:
         "suite": cell.suite,
         "task": cell.task,
         "method": cell.method,
-        "knowledge": "data" if cell.method == REAL else knowledge_level(cell.config, teacher),
+        "knowledge": "data" if cell.method == REAL else knowledge_level(cell.config),
         "group": cell.group,
         "seed": cell.seed,
         "teacher_score": None,

@@ -18,7 +18,7 @@ from gasim_ray.actors.workers import LocalWorkers, WorkerLost, Workers, make_pri
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.distill import check_objective, with_source
 from gasim_ray.core.model import Model, save_model
-from gasim_ray.core.prior import Knowledge, Mixture
+from gasim_ray.core.prior import Knowledge, most_knowledge
 from gasim_ray.errors import UserError
 from gasim_ray.report.display import Display
 from gasim_ray.report.samples import save_samples
@@ -45,7 +45,6 @@ def distill(config: DistillConfig, display: Display, resume: bool = False, overw
     teacher = load_teacher(Path(config.teacher))
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
     check_objective(teacher, config.generator, config.objective)
-    knowledge = knowledge_level(config, teacher)
     folder = RunFolder(config.run_folder())
     state = folder.resume(config) if resume else None
     workers = start_workers(teacher, config)
@@ -58,7 +57,7 @@ def distill(config: DistillConfig, display: Display, resume: bool = False, overw
         progress, learner = _drive(workers, config, folder, state, display)
     finally:
         workers.close()
-    _finish(folder, config, student, learner, progress, knowledge)
+    _finish(folder, config, student, learner, progress)
     return folder.path
 
 
@@ -85,15 +84,18 @@ def _drive(
         except OSError as error:
             display.note(f"warning: {error}; the run goes on, the checkpoint before it stays")
 
+    def write_row(loop: Loop) -> None:
+        try:
+            metrics.write(loop.progress)
+        except OSError as error:
+            display.note(f"warning: metrics.csv: {error.strerror}; the run goes on")
+
     def report(loop: Loop) -> None:
         nonlocal last_row, last_checkpoint
         now = time.perf_counter()
         display.show(loop.progress)
         if now - last_row >= METRICS_SECONDS:
-            try:
-                metrics.write(loop.progress)
-            except OSError as error:
-                display.note(f"warning: metrics.csv: {error.strerror}; the run goes on")
+            write_row(loop)
             workers.publish(vars(loop.progress))
             last_row = now
         if now - last_checkpoint >= config.checkpoint_seconds:
@@ -110,7 +112,7 @@ def _drive(
             how = f"gasim distill {folder.path}/config.yaml --resume"
             raise UserError(f"an actor died and cannot be replaced ({error}); go on with: {how}") from error
         finally:
-            metrics.write(loop.progress)
+            write_row(loop)
             metrics.close()
         save(loop)
         if stop() and progress.spent < 1.0:
@@ -124,7 +126,6 @@ def _finish(
     student: Model,
     learner: dict[str, Any],
     progress: Progress,
-    knowledge: Knowledge,
 ) -> None:
     student.network.load_state_dict(learner["student"])
     save_model(with_source(student, method=config.method, seed=config.seed), folder.student)
@@ -140,7 +141,7 @@ def _finish(
         {
             "task": Path(config.teacher).name,
             "method": config.method,
-            "knowledge": knowledge,
+            "knowledge": knowledge_level(config),
             "seed": config.seed,
             "teacher": config.teacher,
             "student": str(folder.student),
@@ -158,12 +159,9 @@ def _finish(
     )
 
 
-def knowledge_level(config: DistillConfig, teacher: Model) -> Knowledge:
-    """What the run knows beyond bounds and weights: the most that its priors, blur or shifted views assume.
-
-    Raises UserError if a prior does not fit the teacher.
-    """
-    level = Mixture(config.generator.prior, teacher, "cpu").knowledge
+def knowledge_level(config: DistillConfig) -> Knowledge:
+    """What the run knows beyond bounds and weights: the most that its priors, blur or shifted views assume."""
+    level = most_knowledge(config.generator.prior)
     assumes_pictures = config.generator.blur > 0 or config.generator.views > 1
     return "generic" if level == "bounds" and assumes_pictures else level
 

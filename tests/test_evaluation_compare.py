@@ -144,7 +144,7 @@ def test_a_summary_that_cannot_be_written_keeps_the_old_one(run):
     [
         ("config.yaml", None, "no run there"),
         ("config.yaml", "teacher: [", "cannot be read as a configuration"),
-        ("config.yaml", "seed: 5", "teacher"),
+        ("config.yaml", "seed: 5", "arguments are required: teacher"),
         ("config.yaml", "teacher: /no/such/folder", "no model there"),
         ("summary.json", None, "no summary.json"),
         ("summary.json", "{", "not readable as JSON"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import log, prod
 from typing import Literal
 
@@ -25,6 +26,10 @@ Knowledge = Literal["bounds", "generic", "domain"]
 
 #: Observations from which a prior's mean and deviation are taken.
 STANDARDISING_SAMPLES = 8192
+#: Points that the teacher's geometry is kept as.
+POINTS = 16384
+#: How far from its boundary, in units of a unit's own input, such a point may lie.
+MARGIN = 0.1
 
 
 class Prior(ABC):
@@ -70,6 +75,40 @@ class Gaussian(Prior):
         return torch.minimum(torch.maximum(middle + spread * unit, self.low), self.high)
 
 
+@lru_cache(maxsize=1)
+def boundary_points(first: nn.Linear, spec: ObservationSpec) -> tuple[Tensor, Tensor]:
+    """Observations where units of a teacher's first layer switch, and which elements were held; see Geometry.
+
+    Points (N, elements) float32 within the bounds, N at most POINTS; held (elements,) bool. Kept for the layer asked
+    for last, since several priors start from the same points and solving takes a second. Raises UserError if too few
+    points lie within the bounds.
+    """
+    generator = rng("cpu", 0)
+    weight, bias = first.weight.detach().double().cpu(), first.bias.detach().double().cpu()
+    size = prod(spec.shape)
+    mean, std = (torch.tensor(v, dtype=torch.float64).expand(size) for v in (spec.mean, spec.std))
+    low, high = spec.bounds()
+    flags = (low == 0) & (high == 1)
+    held = torch.zeros_like(flags).expand(size) if flags.all() else flags.expand(size)
+    free, found = int((~held).sum()), list[Tensor]()
+    for _ in range(64):
+        units = torch.rand((4096, len(bias)), generator=generator).topk(free).indices
+        offset = MARGIN * torch.randn((4096, free), generator=generator, dtype=torch.float64)
+        points = torch.randint(2, (4096, size), generator=generator).double()
+        pushed = (weight[units][:, :, held] @ ((points - mean) / std)[:, held].unsqueeze(-1)).squeeze(-1)
+        sides = (offset - bias[units] - pushed).unsqueeze(-1)
+        solution, singular = torch.linalg.solve_ex(weight[units][:, :, ~held], sides)
+        points[:, ~held] = solution.squeeze(-1) * std[~held] + mean[~held]
+        inside = (singular == 0) & (points >= low).all(1) & (points <= high).all(1)
+        found.append(points[inside].float())
+        if sum(map(len, found)) >= POINTS:
+            break
+    bank = torch.cat(found)[:POINTS]
+    if len(bank) < 64:
+        raise UserError("generator.prior: 'geometry' finds no observation within the bounds; use 'uniform'")
+    return bank, held
+
+
 class Geometry(Prior):
     """Observations where many first-layer units of the teacher switch at once.
 
@@ -87,9 +126,6 @@ class Geometry(Prior):
 
     #: Smallest factor by which a point is shrunk towards the median.
     smallest_scale = 0.01
-    #: How far from its boundary, in units of a unit's own input, a point may lie.
-    margin = 0.1
-    points = 16384
 
     def __init__(self, teacher: Model, device: torch.device | str) -> None:
         super().__init__(teacher, device)
@@ -97,37 +133,9 @@ class Geometry(Prior):
         size = prod(self.spec.shape)
         if self.spec.is_image or first is None or first.in_features != size or first.out_features < size:
             raise UserError("generator.prior: 'geometry' needs a vector teacher whose first layer is at least as wide")
-        low, high = self.spec.bounds()
-        flags = (low == 0) & (high == 1)
-        held = torch.zeros_like(flags).expand(size) if flags.all() else flags.expand(size)
-        self.bank = self._solve(first, held).to(self.device)
-        self.held = held.to(self.device)
+        self.bank, self.held = (tensor.to(self.device) for tensor in boundary_points(first, self.spec))
         #: What each point is shrunk towards: the median, but its own value where that is held.
         self.centres = torch.where(self.held, self.bank, self.bank.median(0).values)
-
-    def _solve(self, first: nn.Linear, held: Tensor) -> Tensor:
-        """Points (N, elements) within the bounds; elements where `held` is true are drawn from 0 and 1."""
-        generator = rng("cpu", 0)
-        weight, bias = first.weight.detach().double().cpu(), first.bias.detach().double().cpu()
-        mean, std = (torch.tensor(v, dtype=torch.float64).expand(len(held)) for v in (self.spec.mean, self.spec.std))
-        low, high = self.spec.bounds()
-        free, found = int((~held).sum()), list[Tensor]()
-        for _ in range(64):
-            units = torch.rand((4096, len(bias)), generator=generator).topk(free).indices
-            offset = self.margin * torch.randn((4096, free), generator=generator, dtype=torch.float64)
-            points = torch.randint(2, (4096, len(held)), generator=generator).double()
-            pushed = (weight[units][:, :, held] @ ((points - mean) / std)[:, held].unsqueeze(-1)).squeeze(-1)
-            sides = (offset - bias[units] - pushed).unsqueeze(-1)
-            solution, singular = torch.linalg.solve_ex(weight[units][:, :, ~held], sides)
-            points[:, ~held] = solution.squeeze(-1) * std[~held] + mean[~held]
-            inside = (singular == 0) & (points >= low).all(1) & (points <= high).all(1)
-            found.append(points[inside].float())
-            if sum(map(len, found)) >= self.points:
-                break
-        bank = torch.cat(found)[: self.points]
-        if len(bank) < 64:
-            raise UserError("generator.prior: 'geometry' finds no observation within the bounds; use 'uniform'")
-        return bank
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""
@@ -271,6 +279,12 @@ PRIORS: dict[str, type[Prior]] = {
 }
 
 
+def most_knowledge(names: Sequence[str]) -> Knowledge:
+    """The highest level among these registered priors; `bounds` if there is none."""
+    levels: tuple[Knowledge, ...] = ("bounds", "generic", "domain")
+    return max((PRIORS[name].knowledge for name in names), key=levels.index, default="bounds")
+
+
 class Mixture(Prior):
     """Equal shares of several priors; raises UserError for a name that is not registered."""
 
@@ -280,8 +294,7 @@ class Mixture(Prior):
             if name not in PRIORS:
                 raise UserError(f"generator.prior: {name!r} is not one of {', '.join(PRIORS)}")
         self.priors = [PRIORS[name](teacher, device) for name in names]
-        levels: tuple[Knowledge, ...] = ("bounds", "generic", "domain")
-        self.knowledge = max((p.knowledge for p in self.priors), key=levels.index, default="bounds")
+        self.knowledge = most_knowledge(names)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""

@@ -12,12 +12,17 @@ class PooledConvolution(nn.Conv2d):
 
     The four outputs that are pooled come from one convolution of the input with every 2x2 block of pixels folded into
     channels (`pixel_unshuffle`): a quarter of the positions, and neither the whole output nor its indices are kept.
+    The kernel is square, of odd size.
     """
 
+    def __init__(self, inputs: int, outputs: int, size: int, padding: int = 0) -> None:
+        super().__init__(inputs, outputs, size)
+        self.margin = padding
+
     def forward(self, input: Tensor) -> Tensor:
-        """(N, channels, height, width), even once padded -> (N, out_channels, (height + pad - size + 1) // 2, ...)."""
+        """(N, inputs, height, width) -> (N, outputs, (height - size + 1) / 2, ...); once padded, height is even."""
         placed = [F.pad(self.weight, (x, 1 - x, y, 1 - y)) for y in (0, 1) for x in (0, 1)]
-        folded = F.pixel_unshuffle(F.pad(input, self._reversed_padding_repeated_twice), 2)
+        folded = F.pixel_unshuffle(F.pad(input, (self.margin,) * 4), 2)
         bias = None if self.bias is None else self.bias.repeat(4)
         blocks = torch.stack(F.conv2d(folded, F.pixel_unshuffle(torch.cat(placed), 2), bias).chunk(4, dim=1))
         return blocks.amax(0).relu()
