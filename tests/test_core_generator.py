@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from gasim_ray.core.generator import DirectGenerator, NetworkGenerator, element_spread, smooth, unit_rms
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.core.prior import Contours, Fields, Geometry, Mixture, Prior, Undecided, Uniform
+from gasim_ray.core.prior import Contours, Fields, Geometry, Mixture, Prior, Undecided, Uniform, enlargements
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings
 from gasim_ray.errors import UserError
@@ -92,6 +95,22 @@ def test_pictures_are_smoother_than_noise(kind: type[Prior], spec: ObservationSp
     pictures, noise = (spec.normalise(k(teacher, "cpu").sample(20, rng("cpu", 0))) for k in (kind, Uniform))
     roughness = [float((x[..., 1:] - x[..., :-1]).abs().mean() / x.std()) for x in (pictures, noise)]
     assert roughness[0] < 0.6 * roughness[1]
+
+
+@given(count=st.integers(3, 12), side=st.integers(2, 40))
+def test_enlarging_by_matrices_is_bicubic_interpolation(count: int, side: int) -> None:
+    coarse = torch.randn((1, 1, count, count), generator=rng("cpu", count))
+    matrix = enlargements((2, 12), side)[count - 2, :, :count]
+    whole = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=True)
+    torch.testing.assert_close(matrix @ coarse @ matrix.T, whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [tiny.GREY, tiny.ATARI])
+def test_contours_leave_the_corners_empty(spec: ObservationSpec) -> None:
+    images = Contours(tiny.model(spec), "cpu").unit(64, rng("cpu", 0))
+    middle = images.shape[-1] // 2
+    assert float(images[..., 0, 0].mean()) < 0.01
+    assert float(images[..., middle, middle].mean()) > 0.04
 
 
 def test_the_standardised_spec_makes_samples_of_the_prior_standard() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gasim_ray.core.pool import Pool
+from gasim_ray.core.settings import PoolSettings
 
 SPEC = replace(tiny.VECTOR, shape=(1,), low=(None,), high=(None,))
 
@@ -96,6 +97,16 @@ def test_the_hard_share_is_drawn_from_the_highest_losses() -> None:
     assert 450 < none < 550
     assert whole > 850
     assert half == pytest.approx((none + whole) / 2, abs=30)
+
+
+@given(hard=st.floats(0, 1), fade=st.floats(0, 1), progress=st.floats(0, 1.5))
+def test_the_hard_share_fades_at_the_end_of_the_budget(hard: float, fade: float, progress: float) -> None:
+    settings = PoolSettings(hard=hard, fade=fade)
+    share = settings.hard_share(progress)
+    assert 0 <= share <= hard
+    if fade == 0 or progress <= 1 - fade:
+        assert share == pytest.approx(hard)
+    assert settings.hard_share(1.0) == (0.0 if fade else hard)
 
 
 def test_what_the_student_has_not_seen_counts_as_hardest() -> None:

@@ -40,7 +40,7 @@ class Learner:
         self.device = torch.device(device)
         self.settings, self.pool_settings, self.seed = settings, pool, seed
         self.student = student.to(self.device).train()
-        self.optimiser = torch.optim.Adam(self.student.parameters(), lr=settings.learning_rate)
+        self.optimiser = torch.optim.Adam(self.student.parameters(), lr=settings.learning_rate, fused=True)
         self.pool = Pool(pool.capacity, student.config.observation, student.config.actions, self.device)
         self.steps = 0
         self.newest: tuple[Tensor, Tensor] | None = None
@@ -48,7 +48,7 @@ class Learner:
     def update(self, progress: float, *batches: SyntheticBatch) -> tuple[LearnerReport, StudentWeights]:
         """Put the batches into the pool and take the settings' student steps for each; for none, as for one.
 
-        progress: share of the budget that is spent, 0 to 1; sets the learning rate.
+        progress: share of the budget that is spent, 0 to 1; sets the learning rate and how much of the replay is hard.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
@@ -56,7 +56,7 @@ class Learner:
             self.newest = self._to_device(batch)
             self.pool.add(*self.newest)
         count = self.settings.steps * max(1, len(batches))
-        losses = [self._step() for _ in range(count)]
+        losses = [self._step(self.pool_settings.hard_share(progress)) for _ in range(count)]
         report = LearnerReport(self.steps, float(torch.stack(losses).mean()), len(self.pool))
         return report, self.weights()
 
@@ -64,10 +64,10 @@ class Learner:
         observations, logits = torch.tensor(batch.observations), torch.tensor(batch.teacher_logits)
         return observations.to(self.device), logits.to(self.device)
 
-    def _step(self) -> Tensor:
+    def _step(self, hard: float) -> Tensor:
         random = rng(self.device, self.seed, LEARNER_KEY, self.steps)
         replayed = round(self.settings.batch_size * self.pool_settings.replay)
-        slots = self.pool.draw(replayed, self.pool_settings.hard, random)
+        slots = self.pool.draw(replayed, hard, random)
         observations, logits = self.pool.observations[slots], self.pool.logits[slots]
         if replayed < self.settings.batch_size:
             observations, logits = self._with_newest(observations, logits, self.settings.batch_size - replayed, random)

@@ -188,6 +188,20 @@ class Undecided(Geometry):
         return points[least + self.candidates * torch.arange(count, device=self.device)]
 
 
+@lru_cache
+def enlargements(cells: tuple[int, int], side: int) -> Tensor:
+    """For each number of cells from the fewest to the most, the matrix that enlarges them to `side` pixels, bicubic.
+
+    (counts, side, most cells); columns beyond the number of cells are zero.
+    """
+    least, most = cells
+    matrices = torch.zeros((most - least + 1, side, most))
+    for index, count in enumerate(range(least, most + 1)):
+        unit = torch.eye(count).unsqueeze(0).unsqueeze(0)
+        matrices[index, :, :count] = F.interpolate(unit, (side, count), mode="bicubic", align_corners=True)
+    return matrices
+
+
 class Pictures(Prior):
     """What smooth random fields are made into: pictures as bright as the teacher's normaliser says (generic).
 
@@ -222,14 +236,10 @@ class Pictures(Prior):
     def field(self, count: int, cells: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Coarse grids of normal noise, each of its own number of cells, enlarged: (count, channels, height, width)."""
         channels, height, width = self.spec.network_shape
-        sizes = torch.randint(cells[0], cells[1] + 1, (count,), generator=generator, device=self.device)
-        fields = torch.empty((count, channels, height, width), device=self.device)
-        for size in range(cells[0], cells[1] + 1):
-            members = (sizes == size).nonzero().squeeze(1)
-            if len(members):
-                coarse = torch.randn((len(members), channels, size, size), generator=generator, device=self.device)
-                fields[members] = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
-        return fields
+        sizes = torch.randint(cells[1] - cells[0] + 1, (count,), generator=generator, device=self.device)
+        coarse = torch.randn((count, channels, cells[1], cells[1]), generator=generator, device=self.device)
+        rows, columns = (enlargements(cells, side).to(self.device)[sizes].unsqueeze(1) for side in (height, width))
+        return rows @ coarse @ columns.transpose(2, 3)
 
     def uniform(self, count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
         """One number a picture, (count, 1, 1, 1)."""
@@ -251,10 +261,20 @@ class Fields(Pictures):
 
 
 class Contours(Pictures):
-    """Lines of constant width along the level sets of smooth fields, in a window that leaves the rest empty."""
+    """Lines along the level sets of smooth fields, seen through a window: an object amid an empty ground."""
 
+    #: Coarser than for Fields: a line has to be followed over a part of the picture.
+    cells = (3, 7)
     #: Narrowest and widest line, in pixels on either side of its middle.
-    half_widths = (0.5, 2.5)
+    half_widths = (0.5, 3.5)
+    #: Where the window closes on average, in halves of the picture's sides from its middle.
+    radius = 0.7
+
+    def __init__(self, teacher: Model, device: torch.device | str) -> None:
+        super().__init__(teacher, device)
+        down, right = (torch.linspace(-1, 1, side, device=self.device) for side in self.spec.network_shape[1:])
+        distance = down.square().unsqueeze(1) + right.square()
+        self.middle = 2 * (1 - distance / self.radius**2)
 
     def unit(self, count: int, generator: torch.Generator) -> Tensor:
         """See Pictures."""
@@ -264,7 +284,7 @@ class Contours(Pictures):
         level = 0.5 * torch.randn((count, 1, 1, 1), generator=generator, device=self.device)
         half_width = self.uniform(count, *self.half_widths, generator)
         lines = (half_width - (fields - level).abs() / slope + 0.5).clamp(0, 1)
-        window = self.field(count, (2, 4), generator) + self.uniform(count, -0.4, 0.6, generator)
+        window = self.middle + self.field(count, (2, 4), generator) + self.uniform(count, -0.4, 0.6, generator)
         return lines * torch.sigmoid(6 * window)
 
 

@@ -173,8 +173,16 @@ class PoolSettings:
     hard: float = 0.0
     """Share of the replayed observations that is picked for a high stored loss."""
 
+    fade: float = 0.0
+    """Share of the budget, at its end, in which `hard` falls to 0, so that the student ends on what is common."""
+
     def __post_init__(self) -> None:
-        check_range(self, {"capacity": 1, "replay": 0, "hard": 0}, {"replay": 1, "hard": 1})
+        check_range(self, {"capacity": 1, "replay": 0, "hard": 0, "fade": 0}, {"replay": 1, "hard": 1, "fade": 1})
+
+    def hard_share(self, progress: float) -> float:
+        """The share `hard` when this share of the budget is spent."""
+        left = max(0.0, 1.0 - progress)
+        return self.hard * min(1.0, left / self.fade) if self.fade else self.hard
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """gasim: our own. GAS with direct generators that start from what the teacher's weights tell of its data.
 
-Vectors start from the teacher's geometry (core.prior) at many scales; images from smooth random fields. Each
-order draws a fresh batch and moves it a few steps to where teacher and student disagree, so every batch is a
-re-initialisation. The student replays a pool.
+Vectors start from the teacher's geometry (core.prior) at many scales; images from lines along the level sets of smooth
+random fields. Each order draws a fresh batch and moves it a few steps to where teacher and student disagree, so every
+batch is a re-initialisation. The student replays a pool.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def vector_preset() -> dict[str, dict[str, Any]]:
 
 
 def image_preset() -> dict[str, dict[str, Any]]:
-    """Smooth fields and contours, moved along a blurred gradient; each is labelled in four shifted views."""
+    """Contours, moved a little along a blurred gradient; each is labelled in four shifted views."""
     return {
         "generator": {
             "kind": "direct",
-            "prior": ["fields", "contours"],
+            "prior": ["contours"],
             "steps": 3,
-            "learning_rate": 0.8,
+            "learning_rate": 0.25,
             "blur": 1.0,
             "views": 4,
             "shift": 2,
         },
         "objective": {"label": 1.0, "adversarial": 3.0, "bound": 4.0},
-        "pool": {"capacity": 200_000, "hard": 0.5},
+        "pool": {"capacity": 200_000, "hard": 0.5, "fade": 0.5},
         "student": {"learning_rate": 4e-3, "batch_size": 256, "steps": 10, "logits_weight": 0.05},
     }
