@@ -52,11 +52,22 @@ class Cell:
 
     @property
     def definition(self) -> str:
-        """Changes when a setting or the teacher does; not with the code, which each line's commit names."""
+        """Changes when a setting or the teacher does; not with the code, which each line's commit names.
+
+        A setting that is off counts for nothing, so that a new one that is off leaves what was recorded valid.
+        """
         teacher = load_config(Path(self.config.teacher)).to_json()
         cell = {"out": "", "episodes": self.episodes, "method": self.method, "teacher": teacher}
-        fields = {**plain(asdict(self.config)), **cell}
+        fields = without_off({**plain(asdict(self.config)), **cell})
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def without_off(value: Any) -> Any:
+    """Leave out, at every depth, the keys whose value is 0, false, none or empty."""
+    if isinstance(value, dict):
+        kept = {key: without_off(inner) for key, inner in value.items()}
+        return {key: inner for key, inner in kept.items() if inner}
+    return [without_off(inner) for inner in value] if isinstance(value, list) else value
 
 
 def suite_names() -> list[str]:

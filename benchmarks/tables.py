@@ -6,6 +6,7 @@ Each table stands between two marks, `<!-- table:SUITE -->` and `<!-- end -->`; 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def main() -> int:
     check = parser.parse_args().check
     stale = [path for path in FILES if path.exists() and update(path, check)]
     for path in stale:
-        print(f"{path.name}: {'out of date; run python -m benchmarks.tables' if check else 'written'}")
+        print(f"{os.path.relpath(path)}: {'out of date; run python -m benchmarks.tables' if check else 'written'}")
     return 1 if check and stale else 0
 
 

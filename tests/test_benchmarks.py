@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import cells, run, speed, tables
 from benchmarks.cells import REAL, current_results, load_suite, read_results, suite_names
@@ -87,6 +89,14 @@ def test_the_definition_changes_with_what_the_result_depends_on(suite: dict[str,
     assert len({c.definition for c in [cell, *changed]}) == 6
     assert replace(cell, config=cell.config.at(Path("elsewhere"))).definition == cell.definition
     assert load_suite("small")[1].definition == cell.definition
+
+
+@given(st.dictionaries(st.text(max_size=3), st.sampled_from([0, 0.0, False, None, "", [], {}])), st.booleans())
+def test_a_setting_that_is_off_counts_for_nothing(off: dict[str, Any], on: bool) -> None:
+    settings = {"pool": {"hard": 0.5, "views": [0, {"shift": 2}]}, "new": on}
+    extended = {**off, **settings, "pool": {**off, **settings["pool"]}}
+    expected = {"pool": settings["pool"], **({"new": True} if on else {})}
+    assert cells.without_off(extended) == cells.without_off(settings) == expected
 
 
 def test_an_unknown_suite_is_refused(suite: dict[str, Any]) -> None:
