@@ -128,13 +128,24 @@ def test_contradictions_are_named(changed: dict[str, Any], said: str) -> None:
         replace(tiny.VECTOR, **changed)
 
 
-def test_unknown_and_missing_fields_are_named() -> None:
-    fields = tiny.VECTOR.to_json()
-    with pytest.raises(UserError, match="bounds"):
-        ObservationSpec.from_json({**fields, "bounds": 3})
-    del fields["dtype"]
-    with pytest.raises(UserError, match="dtype"):
-        ObservationSpec.from_json(fields)
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"bounds": 3}, "bounds: no such field; known: shape, dtype"),
+        ({"hihg": [3]}, "hihg: no such field; did you mean high"),
+        ({"dtype": None}, "dtype: missing; give float32 or uint8"),
+        ({"dtype": "float64"}, "dtype: 'float64' does not fit; give float32 or uint8"),
+        ({"layout": ["CHW"]}, r"layout: \['CHW'\] does not fit; give vector, CHW or HWC"),
+        ({"low": -1}, "low: -1 does not fit; give a list of lowest values"),
+        ({"shape": [4.0]}, r"shape: \[4\.0\] does not fit"),
+        ({"mean": [None]}, r"mean: \[None\] does not fit; give a list of numbers"),
+        ({"stack": True}, "stack: True does not fit"),
+    ],
+)
+def test_fields_that_cannot_be_read_are_named_with_the_mend(changed: dict[str, Any], said: str) -> None:
+    fields = {**tiny.VECTOR.to_json(), **changed}
+    with pytest.raises(UserError, match=rf"^observation\.{said}"):
+        ObservationSpec.from_json({k: v for k, v in fields.items() if (k, v) != ("dtype", None)})
 
 
 def test_a_batch_of_another_shape_is_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +19,36 @@ Layout = Literal["vector", "CHW", "HWC"]
 #: An unbounded coordinate is explored within this many units (standard deviations, where the policy ships a
 #: normaliser) around its centre.
 UNBOUNDED_REACH = 10.0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(fits(item) for item in value)
+
+
+_numbers, _bounds = _is_list_of(_is_number), _is_list_of(lambda item: item is None or _is_number(item))
+
+#: Field -> how it is written in JSON or YAML, and whether a value is so.
+FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "shape": ("the sizes of one observation, such as [8] or [84, 84, 4]", _is_list_of(_is_integer)),
+    "dtype": ("float32 or uint8", ("float32", "uint8").__contains__),
+    "layout": ("vector, CHW or HWC", ("vector", "CHW", "HWC").__contains__),
+    "low": ("a list of lowest values, such as [0]; [null] is unbounded", _bounds),
+    "high": ("a list of highest values, such as [255]; [null] is unbounded", _bounds),
+    "mean": ("a list of numbers, such as [0.0]", _numbers),
+    "std": ("a list of positive numbers, such as [1.0]", _numbers),
+    "clip": ("a number, or null for none", lambda value: value is None or _is_number(value)),
+    "stack": ("a number of frames, such as 4", _is_integer),
+}
+#: Those without a default.
+REQUIRED = ("shape", "dtype", "layout", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -141,12 +173,18 @@ class ObservationSpec:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> ObservationSpec:
-        """Inverse of `to_json`; raises UserError for an unknown or missing field."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"observation: {error}") from error
+        """Inverse of `to_json`; raises UserError for an unknown or missing field, or one of another type."""
+        for name in fields:
+            if name not in FORMS:
+                near = get_close_matches(str(name), FORMS, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMS)}"
+                raise UserError(f"observation.{name}: no such field; {hint}")
+        for name, (form, fits) in FORMS.items():
+            if name not in fields and name in REQUIRED:
+                raise UserError(f"observation.{name}: missing; give {form}")
+            if name in fields and not fits(fields[name]):
+                raise UserError(f"observation.{name}: {fields[name]!r} does not fit; give {form}")
+        return cls(**{name: tuple(v) if isinstance(v, list | tuple) else v for name, v in fields.items()})
 
     def numpy_dtype(self) -> npt.DTypeLike:
         """The storage type as NumPy names it."""
