@@ -274,7 +274,7 @@ class Contours(Pictures):
         super().__init__(teacher, device)
         down, right = (torch.linspace(-1, 1, side, device=self.device) for side in self.spec.network_shape[1:])
         distance = down.square().unsqueeze(1) + right.square()
-        self.middle = 2 * (1 - distance / self.radius**2)
+        self.middle = 1 * (1 - distance / self.radius**2)
 
     def unit(self, count: int, generator: torch.Generator) -> Tensor:
         """See Pictures."""
@@ -284,7 +284,7 @@ class Contours(Pictures):
         level = 0.5 * torch.randn((count, 1, 1, 1), generator=generator, device=self.device)
         half_width = self.uniform(count, *self.half_widths, generator)
         lines = (half_width - (fields - level).abs() / slope + 0.5).clamp(0, 1)
-        window = self.middle + self.field(count, (2, 4), generator) + self.uniform(count, -0.4, 0.6, generator)
+        window = self.middle + self.field(count, (2, 6), generator) + self.uniform(count, -0.4, 0.6, generator)
         return lines * torch.sigmoid(6 * window)
 
 
