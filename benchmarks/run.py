@@ -195,7 +195,7 @@ def task_of(folder: str, episodes: int) -> Task:
     source = load_teacher(folder).config.source
     if "environment" in source:
         return EnvironmentTask(source["environment"], episodes)
-    return DatasetTask(load_dataset(source["dataset"], None))
+    return DatasetTask(load_dataset(source["dataset"], None, source.get("groups", "")))
 
 
 def hardware() -> str:

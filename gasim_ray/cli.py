@@ -23,8 +23,10 @@ DISTILL_USAGE = """usage: gasim distill [CONFIG.yaml] [--resume] [--overwrite] [
 
 Distils a teacher into a student; CONFIG.yaml may be the config.yaml of an earlier run. Ctrl-C leaves a checkpoint.
 
-  --resume     go on from the checkpoint in --out
-  --overwrite  replace what is in --out
+  --task NAME     the teacher and the student of a named task: {tasks}
+  --groups A/B    with --task: the task whose teacher tells these groups of classes apart, such as 0,1/2,3,4
+  --resume        go on from the checkpoint in --out
+  --overwrite     replace what is in --out
 """
 
 
@@ -55,14 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def distill_command(arguments: list[str]) -> None:
     """Distil a teacher into a student without environment or data."""
     from gasim_ray.config import make_parser, parse_config
+    from gasim_ray.tasks import TASKS, distillation_of, split_task
 
     if "--help" in arguments or "-h" in arguments:
-        print(DISTILL_USAGE)
+        print(DISTILL_USAGE.format(tasks=", ".join(TASKS)))
         print(make_parser().format_help().partition("\n\n")[2])
         return
     file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     flags = {flag: flag in arguments for flag in ("--resume", "--overwrite")}
-    config = parse_config(with_switches([a for a in arguments if a not in flags]), file)
+    named, given = split_task([a for a in arguments if a not in flags])
+    config = parse_config(with_switches(given), file, distillation_of(*named) if named else None)
     path = run_distillation(config, **{flag.strip("-"): on for flag, on in flags.items()})
     print(f"run: {path}")
 

@@ -6,7 +6,7 @@ Precedence, lowest first: defaults, the method's preset, the YAML file, dotted k
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache, lru_cache
@@ -119,12 +119,18 @@ def read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def parse_config(arguments: Sequence[str], file: str | None = None) -> DistillConfig:
-    """Build the configuration from dotted arguments over an optional YAML file.
+def parse_config(
+    arguments: Sequence[str], file: str | None = None, base: Mapping[str, Any] | None = None
+) -> DistillConfig:
+    """Build the configuration from dotted arguments over an optional YAML file over an optional base.
 
     Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible value.
     """
-    return build_config(read_yaml(file) if file else {}, arguments)
+    tree = dict(base or {})
+    for key, value in (read_yaml(file) if file else {}).items():
+        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+        tree[key] = {**tree[key], **value} if both else value
+    return build_config(tree, arguments)
 
 
 def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> DistillConfig:

@@ -1,38 +1,43 @@
 """Labelled images for classifiers: where they are looked for, how they are read, and the sample that comes along.
 
 Distillation never reads these: they train a teacher beforehand and measure a student afterwards. Another data set is
-one entry in SOURCES, and, if it is not kept as idx files, one function that reads a folder.
+one entry in SOURCES, and, if it is kept in another layout than those of readers.py, one function there.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from importlib.resources import as_file, files
+from functools import partial
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.errors import UserError
-
-Images = npt.NDArray[np.uint8]
-Labels = npt.NDArray[np.int64]
-
-#: Training images, training labels, test images, test labels.
-Splits = tuple[Images, Labels, Images, Labels]
+from gasim_ray.evaluation import readers
+from gasim_ray.evaluation.readers import Images, Labels, Splits, plain_or_gzipped
 
 #: The folder that the user names once for all commands.
 DATA_VARIABLE = "GASIM_DATA"
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """The classes that a data set had before they were merged: hidden from teacher and student."""
+
+    #: (N,) int64.
+    train_labels: Labels
+    #: (M,) int64.
+    test_labels: Labels
+    #: What each means.
+    names: tuple[str, ...]
+    #: Which of them each class holds.
+    groups: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +58,28 @@ class Dataset:
     class_names: tuple[str, ...]
     #: What a classifier of these reads: CHW, uint8, with the normalisation that is usual for the data set.
     spec: ObservationSpec
+    #: Where classes were merged: what they were before.
+    modes: Modes | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a data set is kept."""
+
+    #: Folders, under the one that is searched, that may hold the files; "" is that folder itself.
+    places: tuple[str, ...]
+    #: Files or folders that must be there; a file may carry `.gz` as well.
+    file_names: tuple[str, ...]
+    #: Reads the folder that holds them; raises UserError if one is corrupt.
+    read: Callable[[Path], Splits]
 
 
 @dataclass(frozen=True)
 class Source:
     """How a data set is recognised in a folder, read and normalised."""
 
-    #: Folders, under the one that is searched, that may hold the files; "" is that folder itself.
-    places: tuple[str, ...]
-    #: Files that must be there; each may carry `.gz` as well.
-    file_names: tuple[str, ...]
-    #: Reads the folder that holds the files; raises UserError if one is corrupt.
-    read: Callable[[Path], Splits]
+    #: Those that are looked for, in this order; none for what comes with the package.
+    layouts: tuple[Layout, ...]
     #: What label 0, 1, ... means.
     class_names: tuple[str, ...]
     #: Shape of an image: (channels, height, width).
@@ -79,23 +94,68 @@ class Source:
         return ObservationSpec(self.shape, "uint8", "CHW", (0.0,), (255.0,), self.mean, self.std)
 
 
-def load_dataset(name: str, folder: Path | None = None) -> Dataset:
-    """Read a data set by name.
+def load_dataset(name: str, folder: Path | None = None, groups: str = "") -> Dataset:
+    """Read a data set by name; `groups` merges classes, see `grouped`.
 
     A folder that is given must hold it. Without one, $GASIM_DATA, ./data and ../shared/datasets are searched, from
     the current folder and from the repository's root. `mnist-sample` comes with the package and needs no folder.
 
-    Raises UserError if the name is unknown, the files are not there (it says which go where), or one is corrupt.
+    Raises UserError if the name is unknown, the files are not there (it says which go where), one is corrupt, or the
+    groups are no partition of the classes.
     """
+    source = find_source(name)
+    splits = _read(name, source, folder)
+    for images, labels in (splits[:2], splits[2:]):
+        _check(name, source, images, labels)
+    dataset = Dataset(name, *splits, source.class_names, source.spec())
+    return grouped(dataset, groups) if groups else dataset
+
+
+def find_source(name: str) -> Source:
+    """The entry of SOURCES; raises UserError that names the nearest."""
     if name not in SOURCES:
         near = get_close_matches(name, SOURCES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
         raise UserError(f"dataset: {name!r} is not known; {hint}")
-    source = SOURCES[name]
-    splits = source.read(_locate(name, source, folder)) if source.file_names else source.read(Path())
-    for images, labels in (splits[:2], splits[2:]):
-        _check(name, source, images, labels)
-    return Dataset(name, *splits, source.class_names, source.spec())
+    return SOURCES[name]
+
+
+def grouped(dataset: Dataset, groups: str) -> Dataset:
+    """The same images with classes merged: '0,1/2,3/4' makes classes 0 or 1, 2 or 3, and 4.
+
+    The classes before remain as the hidden modes of the new ones. Raises UserError unless each is in one group.
+    """
+    members = parse_groups(groups, len(dataset.class_names))
+    new_label = np.zeros(len(dataset.class_names), np.int64)
+    for index, group in enumerate(members):
+        new_label[list(group)] = index
+    return replace(
+        dataset,
+        train_labels=new_label[dataset.train_labels],
+        test_labels=new_label[dataset.test_labels],
+        class_names=tuple("+".join(dataset.class_names[label] for label in group) for group in members),
+        modes=Modes(dataset.train_labels, dataset.test_labels, dataset.class_names, members),
+    )
+
+
+def parse_groups(groups: str, classes: int) -> tuple[tuple[int, ...], ...]:
+    """'0,1/2,3' -> ((0, 1), (2, 3)); raises UserError unless each of the classes is in exactly one of two or more."""
+    try:
+        members = tuple(tuple(int(label) for label in group.split(",")) for group in groups.split("/"))
+    except ValueError as error:
+        raise UserError(f"groups: {groups!r} cannot be read; write class numbers as 0,1/2,3/4") from error
+    named = [label for group in members for label in group]
+    for label in named:
+        if not 0 <= label < classes:
+            raise UserError(f"groups: class {label} does not exist; there are 0 to {classes - 1}")
+        if named.count(label) > 1:
+            raise UserError(f"groups: class {label} is named {named.count(label)} times; name each once")
+    missing = sorted(set(range(classes)) - set(named))
+    if missing:
+        raise UserError(f"groups: class {', '.join(map(str, missing))} is in no group; name each of the {classes} once")
+    if len(members) < 2:
+        raise UserError(f"groups: {groups!r} is one group; a classifier needs two or more")
+    return members
 
 
 def _folders(folder: Path | None) -> list[Path]:
@@ -107,19 +167,20 @@ def _folders(folder: Path | None) -> list[Path]:
     return list(dict.fromkeys(named + usual))
 
 
-def _locate(name: str, source: Source, folder: Path | None) -> Path:
+def _read(name: str, source: Source, folder: Path | None) -> Splits:
+    if not source.layouts:
+        return readers.read_sample()
     searched = _folders(folder)
-    for candidate in (root / place for root in searched for place in source.places):
-        if all(_plain_or_gzipped(candidate / file).exists() for file in source.file_names):
-            return candidate
+    for root in searched:
+        for layout in source.layouts:
+            for place in layout.places:
+                if all(plain_or_gzipped(root / place / file).exists() for file in layout.file_names):
+                    return layout.read(root / place)
+    ways = " or ".join(f"{', '.join(layout.file_names)} into {layout.places[0] or '.'}" for layout in source.layouts)
     raise UserError(
-        f"dataset: {name} is not in {', '.join(map(str, searched))}; put {', '.join(source.file_names)} "
-        f"(as they are or as .gz) into {source.places[0]} under a folder named by --data or ${DATA_VARIABLE}"
+        f"dataset: {name} is not in {', '.join(map(str, searched))}; put {ways}, "
+        f"under a folder named by --data or ${DATA_VARIABLE} (idx files as they are or as .gz)"
     )
-
-
-def _plain_or_gzipped(path: Path) -> Path:
-    return path if path.exists() else path.with_name(path.name + ".gz")
 
 
 def _check(name: str, source: Source, images: Images, labels: Labels) -> None:
@@ -129,69 +190,6 @@ def _check(name: str, source: Source, images: Images, labels: Labels) -> None:
         raise UserError(f"dataset: {name} holds {len(images)} images and {len(labels)} labels")
     if labels.min() < 0 or labels.max() >= len(source.class_names):
         raise UserError(f"dataset: {name} has label {labels.max()}, but {len(source.class_names)} classes")
-
-
-def read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """An idx file of unsigned bytes, plain or gzipped, as an array of the shape that its header states.
-
-    Raises UserError if the file cannot be read, is not idx, or is shorter or longer than its header says.
-    """
-    path = _plain_or_gzipped(path)
-    try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); it is missing or damaged, fetch it again") from error
-    # Header: two zero bytes, the type (8 is unsigned byte), the number of axes, then each axis as a big-endian int32.
-    axes = content[3] if len(content) > 3 else 0
-    if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * axes:
-        raise UserError(f"{path}: not an idx file of unsigned bytes; fetch it again")
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", axes, 4))
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * axes)
-    expected = int(np.prod(shape, dtype=object))
-    if values.size != expected:
-        raise UserError(f"{path}: {values.size} values where its header says {list(shape)}; fetch it again")
-    return values.reshape(shape).copy()  # what lies on bytes is read-only, and PyTorch warns of that
-
-
-_IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-
-def _read_idx_folder(folder: Path) -> Splits:
-    arrays = []
-    for file, axes in zip(_IDX_FILES, (3, 1, 3, 1), strict=True):
-        array = read_idx(folder / file)
-        if array.ndim != axes:
-            raise UserError(f"{folder / file}: {array.ndim} axes where {axes} belong; is it another file renamed?")
-        arrays.append(array)
-    train_images, train_labels, test_images, test_labels = arrays
-    return (
-        train_images[:, None],
-        train_labels.astype(np.int64),
-        test_images[:, None],
-        test_labels.astype(np.int64),
-    )
-
-
-def _read_sample(_: Path) -> Splits:
-    """The MNIST images that come with the package; mnist_sample.py says how they were chosen."""
-    with as_file(files("gasim_ray") / "assets" / "mnist-sample.npz") as path:
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                members: dict[str, npt.NDArray[Any]] = {key: arrays[key] for key in arrays.files}
-        except (OSError, ValueError, BadZipFile) as error:
-            raise UserError(f"{path}: cannot be read ({error}); install the package again") from error
-    return (
-        members["train_images"][:, None],
-        members["train_labels"].astype(np.int64),
-        members["test_images"][:, None],
-        members["test_labels"].astype(np.int64),
-    )
 
 
 _DIGITS = tuple(str(digit) for digit in range(10))
@@ -212,19 +210,30 @@ _GARMENTS = (
 _MNIST_MEAN, _MNIST_STD = (33.318,), (78.567,)
 _FASHION_MEAN, _FASHION_STD = (72.940,), (90.021,)
 
-#: Name -> how it is found and read. `mnist-sample` lists no files: it lies in the package.
+_CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Mean and standard deviation of the published training pixels, 0.4914, 0.4822, 0.4465 and 0.2470, 0.2435, 0.2616.
+_CIFAR_MEAN, _CIFAR_STD = (125.31, 122.95, 113.87), (62.99, 62.09, 66.70)
+
+
+def _idx(place: str) -> tuple[Layout, ...]:
+    return (Layout((f"{place}/raw", place, ""), readers.IDX_FILES, readers.read_idx_folder),)
+
+
+#: Name -> how it is found and read.
 SOURCES: dict[str, Source] = {
-    "mnist": Source(
-        ("MNIST/raw", "MNIST", ""), _IDX_FILES, _read_idx_folder, _DIGITS, (1, 28, 28), _MNIST_MEAN, _MNIST_STD
+    "mnist": Source(_idx("MNIST"), _DIGITS, (1, 28, 28), _MNIST_MEAN, _MNIST_STD),
+    "fashion-mnist": Source(_idx("FashionMNIST"), _GARMENTS, (1, 28, 28), _FASHION_MEAN, _FASHION_STD),
+    "cifar10": Source(
+        (
+            Layout(("cifar-10-batches-py", ""), readers.CIFAR_PICKLES, readers.read_cifar_pickles),
+            Layout(("cifar-10-batches-bin", ""), readers.CIFAR_RECORDS, readers.read_cifar_records),
+            Layout(("cifar10",), ("train", "test"), readers.read_image_folder),
+            Layout(("",), ("cifar10-jpeg.tar.xz",), partial(readers.read_image_archive, name="cifar10-jpeg.tar.xz")),
+        ),
+        _CIFAR,
+        (3, 32, 32),
+        _CIFAR_MEAN,
+        _CIFAR_STD,
     ),
-    "fashion-mnist": Source(
-        ("FashionMNIST/raw", "FashionMNIST", ""),
-        _IDX_FILES,
-        _read_idx_folder,
-        _GARMENTS,
-        (1, 28, 28),
-        _FASHION_MEAN,
-        _FASHION_STD,
-    ),
-    "mnist-sample": Source((), (), _read_sample, _DIGITS, (1, 28, 28), _MNIST_MEAN, _MNIST_STD),
+    "mnist-sample": Source((), _DIGITS, (1, 28, 28), _MNIST_MEAN, _MNIST_STD),
 }

@@ -33,7 +33,8 @@ def task_of_run(run: Path, env: str | None, dataset: str | None, data: Path | No
         env, dataset = teacher.source.get("environment"), teacher.source.get("dataset")
     if not env and not dataset:
         raise UserError(f"env: the teacher of {run} does not say what it was trained on; give --env or --dataset")
-    task: Task = EnvironmentTask(env, episodes, seed) if env else DatasetTask(load_dataset(str(dataset), data))
+    groups = teacher.source.get("groups", "")
+    task: Task = EnvironmentTask(env, episodes, seed) if env else DatasetTask(load_dataset(str(dataset), data, groups))
     task.check(teacher, TEACHER)
     return task
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers
-from gasim_ray.evaluation.datasets import Dataset, Labels
+from gasim_ray.evaluation.datasets import Dataset
 from gasim_ray.evaluation.environments import check_environment
 from gasim_ray.evaluation.episodes import Observations, evaluate_many, evaluate_return
 from gasim_ray.evaluation.intervals import Interval, mean_interval, proportion_interval
@@ -34,7 +35,7 @@ class Score:
 
     #: Mean return, or accuracy as a fraction, with its 95 % interval.
     interval: Interval
-    #: Classifiers only: the class recognised worst.
+    #: Classifiers only: the class recognised worst; where classes were merged, the class before that, the hidden mode.
     worst_class: str | None = None
     #: Classifiers only: the fraction of it that is recognised.
     worst_class_accuracy: float | None = None
@@ -123,14 +124,15 @@ class DatasetTask:
         """See Task; the observations are the test images."""
         images, labels = self.dataset.test_images, self.dataset.test_labels
         predictions = {name: answers(model, images, name).argmax(1).numpy() for name, model in models.items()}
-        return {name: self._score(predicted, labels) for name, predicted in predictions.items()}, images
+        return {name: self._score(predicted == labels) for name, predicted in predictions.items()}, images
 
-    def _score(self, predicted: Labels, labels: Labels) -> Score:
-        right = predicted == labels
+    def _score(self, right: npt.NDArray[np.bool_]) -> Score:
+        modes = self.dataset.modes
+        labels = self.dataset.test_labels if modes is None else modes.test_labels
+        names = self.dataset.class_names if modes is None else modes.names
         by_class = {int(label): float(right[labels == label].mean()) for label in np.unique(labels)}
         worst = min(by_class, key=by_class.__getitem__)
-        interval = proportion_interval(int(right.sum()), len(labels))
-        return Score(interval, self.dataset.class_names[worst], by_class[worst])
+        return Score(proportion_interval(int(right.sum()), len(right)), names[worst], by_class[worst])
 
     def training_observations(self, teacher: Model) -> Observations:
         """See Task; the training images, whichever teacher."""

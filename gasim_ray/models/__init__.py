@@ -13,6 +13,7 @@ from gasim_ray.errors import UserError
 from gasim_ray.models.cnn import CNN
 from gasim_ray.models.lenet import LeNet5
 from gasim_ray.models.mlp import MLP, DuelingMLP
+from gasim_ray.models.resnet import ResNet, WideResNet
 
 #: Name -> factory(input_shape, outputs, **settings).
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
@@ -20,6 +21,8 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "dueling_mlp": DuelingMLP,
     "lenet5": LeNet5,
     "cnn": CNN,
+    "resnet": ResNet,
+    "wide_resnet": WideResNet,
 }
 
 

@@ -36,6 +36,9 @@ class ClassifierTraining:
     dataset: str
     """Name of the data set."""
 
+    groups: str = ""
+    """Classes to merge, such as 0,1/2,3/4; empty for none."""
+
     model: str = "lenet5"
     """A registered architecture, or `package.module:factory`."""
 
@@ -86,7 +89,7 @@ def train_classifier(
         raise UserError(f"out: {out} exists; --resume goes on with it, --overwrite starts afresh")
     if (out / "config.json").exists() and not checkpoint.exists():
         return load_model(out).frozen()
-    training = _Training(settings, load_dataset(settings.dataset, settings.data), out, report)
+    training = _Training(settings, load_dataset(settings.dataset, settings.data, settings.groups), out, report)
     training.restore()
     try:
         while training.epoch < settings.epochs and training.seconds < settings.budget_seconds:
@@ -185,6 +188,7 @@ class _Training:
         source = {
             "kind": "classifier",
             "dataset": self.settings.dataset,
+            **({"groups": self.settings.groups} if self.settings.groups else {}),
             "test_accuracy": self.accuracy,
             "epochs": self.epoch,
             "seed": self.settings.seed,

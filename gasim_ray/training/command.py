@@ -11,6 +11,7 @@ from rich.console import Console
 
 from gasim_ray.core.model import Model
 from gasim_ray.errors import UserError
+from gasim_ray.tasks import split_task, teacher_folder, training_of
 from gasim_ray.teachers import SOURCES, ImportOptions, import_teacher
 from gasim_ray.training.progress import Progress
 
@@ -19,22 +20,26 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def train_command(arguments: list[str]) -> None:
-    """Train a policy (--env) or a classifier (--dataset)."""
+    """Train a policy (--env) or a classifier (--dataset, or --task for a named one with its settings)."""
     # Only here, because RLlib takes seconds to import.
     from gasim_ray.training.classifier import ClassifierTraining, train_classifier
     from gasim_ray.training.rllib import PolicyTraining, train_policy
 
     settings: type
     train: Any
-    if any(a.split("=")[0] == "--dataset" for a in arguments):
+    by_name = any(a.split("=")[0] == "--task" for a in arguments)
+    named, arguments = split_task(arguments) if by_name else (None, arguments)
+    if named or any(a.split("=")[0] == "--dataset" for a in arguments):
         settings, train = ClassifierTraining, train_classifier
     else:
         settings, train = PolicyTraining, train_policy
     parser = ArgumentParser(prog="gasim teacher train", exit_on_error=False, description=train_command.__doc__)
     parser.add_class_arguments(settings)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the teacher")
+    parser.add_argument("--out", type=Path, required=named is None, help="folder of the teacher")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
+    if named:
+        parser.set_defaults({**training_of(*named), "out": teacher_folder(*named)})
     try:
         given = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
