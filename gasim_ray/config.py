@@ -13,12 +13,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from gasim_ray import methods
-from gasim_ray.core.model import load_config
-from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.core.model import Model, load_config
 from gasim_ray.core.settings import (
     BudgetSettings,
     GeneratorSettings,
@@ -43,7 +43,7 @@ class DistillConfig:
     """Folder of the teacher, made by `gasim teacher train` or `gasim teacher import`."""
 
     method: str = "gasim"
-    """Preset that the other settings start from: noise, dafl, gas, gasim."""
+    """Preset that the other settings start from, one of gasim_ray.methods.METHODS."""
 
     out: str = ""
     """Folder that the run is written to; if empty, runs/<teacher>-<method>-<seed>."""
@@ -137,7 +137,7 @@ def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> Distill
     """The same from a nested mapping."""
     check_keys(tree)
     first = parse(plain_parser(), tree, arguments)
-    parser = method_parser(first.method, load_config(Path(first.teacher)).observation)
+    parser = method_parser(first.method, teacher_facts(first.teacher))
     return instantiate(parser, parse(parser, tree, arguments))
 
 
@@ -147,11 +147,18 @@ def plain_parser() -> ArgumentParser:
     return make_parser()
 
 
+def teacher_facts(folder: str) -> methods.TeacherFacts:
+    """What presets depend on; the network is built without memory for its weights."""
+    config = load_config(Path(folder))
+    with torch.device("meta"):
+        return methods.TeacherFacts(config.observation, Model(config).has_batch_norm)
+
+
 @lru_cache
-def method_parser(method: str, spec: ObservationSpec) -> ArgumentParser:
+def method_parser(method: str, teacher: methods.TeacherFacts) -> ArgumentParser:
     """The parser with a method's defaults; kept likewise."""
     parser = make_parser()
-    for section, values in methods.preset(method, spec).items():
+    for section, values in methods.preset(method, teacher).items():
         parser.set_defaults({f"{section}.{key}": value for key, value in values.items()})
     return parser
 

@@ -22,7 +22,7 @@ from gasim_ray.core.settings import (
     StudentSettings,
 )
 from gasim_ray.errors import UserError
-from gasim_ray.methods import METHODS, preset
+from gasim_ray.methods import METHODS, TeacherFacts, preset
 from gasim_ray.run_folder import saved_config
 
 weight = st.floats(0, 1e6)
@@ -118,7 +118,7 @@ def read(vector_teacher: Path, config_file: Callable[..., Path]) -> Callable[...
 @pytest.mark.parametrize("method", list(METHODS))
 def test_the_method_sets_what_nobody_else_sets(method: str, read: Callable[..., DistillConfig]) -> None:
     config = read({"method": method})
-    presets = preset(method, tiny.VECTOR)
+    presets = preset(method, TeacherFacts(tiny.VECTOR, batch_norm=False))
     for section in ("student", "generator", "objective", "pool"):
         found = getattr(config, section)
         default = type(found)()

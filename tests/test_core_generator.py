@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
@@ -223,16 +224,42 @@ def test_a_start_forgets_everything(kind: str) -> None:
     assert torch.equal(generator.emit(rng("cpu", 2)), fresh)
 
 
+@pytest.mark.parametrize("learned", [{}, {"fixed_latent": True, "meta": 0.5}], ids=["plain", "learned"])
 @pytest.mark.parametrize("spec", [tiny.VECTOR, tiny.GREY], ids=["vector", "image"])
-def test_a_restored_network_goes_on_as_the_saved_one(spec: ObservationSpec) -> None:
-    saved, restored = make("network", spec), make("network", spec)
+def test_a_restored_network_goes_on_as_the_saved_one(spec: ObservationSpec, learned: dict[str, Any]) -> None:
+    saved, restored = make("network", spec, **learned), make("network", spec, **learned)
     saved.start(rng("cpu", 1))
     saved.improve(lambda x: x.square().mean(), rng("cpu", 2))
     restored.load_state_dict(tiny.through_file(saved.state_dict()))
-    for order in range(2):
+    for order in range(3):
+        if order == 2:
+            saved.start(rng("cpu", 5))
+            restored.start(rng("cpu", 5))
         values = [g.improve(lambda x: x.square().mean(), rng("cpu", 3, order)) for g in (saved, restored)]
         assert values[0] == values[1]
     assert torch.equal(saved.emit(rng("cpu", 4)), restored.emit(rng("cpu", 4)))
+
+
+def test_learned_latent_vectors_are_emitted_whatever_the_order_draws() -> None:
+    generator = make("network", tiny.VECTOR, fixed_latent=True)
+    generator.start(rng("cpu", 1))
+    first = generator.emit(rng("cpu", 2))
+    assert torch.equal(generator.emit(rng("cpu", 3)), first)
+    latent = generator.state_dict()["latent"].clone()
+    generator.improve(lambda x: x.square().mean(), rng("cpu", 4))
+    assert not torch.equal(generator.state_dict()["latent"], latent)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_meta_learned_start_moves_towards_where_the_last_life_ended(share: float) -> None:
+    generator = make("network", tiny.VECTOR, meta=share, learning_rate=0.1)
+    generator.start(rng("cpu", 1))
+    begun = {name: tensor.clone() for name, tensor in generator.state_dict()["network"].items()}
+    generator.improve(lambda x: x.square().mean(), rng("cpu", 2))
+    ended = {name: tensor.clone() for name, tensor in generator.state_dict()["network"].items()}
+    generator.start(rng("cpu", 3))
+    for name, tensor in generator.state_dict()["network"].items():
+        torch.testing.assert_close(tensor, torch.lerp(begun[name], ended[name], share))
 
 
 def test_a_network_on_a_prior_starts_as_that_prior(spec: ObservationSpec) -> None:

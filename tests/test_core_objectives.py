@@ -52,6 +52,29 @@ def test_activation_rewards_excitement_of_either_sign() -> None:
     assert objectives.activation(features).tolist() == [-2.0, 0.0]
 
 
+def test_contrast_is_the_surprise_at_a_samples_own_second_view() -> None:
+    east, north = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    first, second = torch.stack([2 * east, north]), torch.stack([east, 3 * north])
+    own, other = torch.tensor([1.0, 0.0]) / 0.5, torch.tensor([1.0, 0.0, 0.0, 1.0]) / 0.5
+    expected = [-float(own[0] - torch.logsumexp(torch.cat([own, other[[1]]]), 0))] * 2
+    found = objectives.contrastive(first, second, torch.empty(0, 2), 0.5)
+    torch.testing.assert_close(found, torch.tensor(expected))
+    remembered = objectives.contrastive(first, second, east.expand(3, 2), 0.5)
+    assert float(remembered[0]) > float(found[0])
+    assert float(remembered[0]) > float(remembered[1])
+
+
+@given(st.integers(1, 6), st.integers(0, 4), st.integers(0, 2**31))
+def test_contrast_is_lowest_for_samples_unlike_each_other(count: int, memory: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    alike = torch.rand((1, 8), generator=random).expand(count, 8)
+    unlike = torch.eye(8)[:count]
+    earlier = torch.rand((memory, 8), generator=random)
+    same = objectives.contrastive(alike, alike, earlier)
+    assert bool((objectives.contrastive(unlike, unlike, torch.empty(0, 8)) <= same + 1e-5).all())
+    assert bool((same >= 0).all())
+
+
 def test_total_variation_counts_both_directions() -> None:
     image = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]], [[[5.0, 5.0], [5.0, 5.0]]]])
     assert objectives.total_variation(image).tolist() == [1.0, 0.0]

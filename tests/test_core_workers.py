@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
+from gasim_ray.core.contrast import REMEMBERED, Contrast
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.learner import Learner
 from gasim_ray.core.model import Model
@@ -120,6 +121,35 @@ def test_a_teacher_that_answers_nan_is_refused() -> None:
     next(teacher.parameters()).data.fill_(float("nan"))
     with pytest.raises(UserError, match=r"^teacher: answered NaN"):
         synthesizer(teacher, kind="direct", steps=0).synthesize(0, START)
+
+
+def test_contrast_pushes_a_generator_away_from_what_is_remembered() -> None:
+    teacher, objective = tiny.model(tiny.GREY), ObjectiveSettings(contrastive=1.0)
+    contrast = Contrast(teacher, GeneratorSettings(shift=1), objective)
+    low, high = tiny.GREY.bounds()
+    known, new = (low + (high - low) * torch.rand((4, 1, 28, 28), generator=rng("cpu", seed)) for seed in (1, 2))
+    contrast.remember(known)
+    assert float(contrast.loss(known, rng("cpu", 3))) > float(contrast.loss(new, rng("cpu", 3)))
+    for _ in range(REMEMBERED // 4 + 1):
+        contrast.remember(new)
+    assert len(contrast.memory) == REMEMBERED
+    assert float(contrast.loss(known, rng("cpu", 3))) < float(contrast.loss(new, rng("cpu", 3)))
+
+
+def test_a_restored_synthesizer_remembers_what_it_contrasts_with() -> None:
+    def worker() -> Synthesizer:
+        made = synthesizer(tiny.model(tiny.GREY), kind="direct", steps=1)
+        made.objective = ObjectiveSettings(contrastive=1.0)
+        made.contrast = Contrast(made.teacher, made.settings, made.objective)
+        made.student = new_student(made.teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0).frozen()
+        return made
+
+    saved, restored = worker(), worker()
+    saved.synthesize(0, START)
+    restored.load_state_dict(tiny.through_file(saved.state_dict()))
+    (info, made), (other, again) = (w.synthesize(1, START) for w in (saved, restored))
+    assert info.objective == other.objective
+    assert np.array_equal(made.observations, again.observations)
 
 
 @pytest.mark.parametrize("kind", ["direct", "network"])

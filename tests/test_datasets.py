@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation.datasets import DATA_VARIABLE, SOURCES, load_dataset, read_idx
+from gasim_ray.evaluation.datasets import DATA_VARIABLE, SOURCES, grouped, load_dataset, parse_groups
 from gasim_ray.evaluation.mnist_sample import first_of_each_class, write_sample
+from gasim_ray.evaluation.readers import read_idx
 
-NAMES = SOURCES["mnist"].file_names
+NAMES = SOURCES["mnist"].layouts[0].file_names
 
 
 def idx(array):
@@ -177,3 +178,39 @@ def test_unknown_name_gets_the_nearest():
         load_dataset("fashon-mnist")
     with pytest.raises(UserError, match="known: mnist, fashion-mnist"):
         load_dataset("zzz")
+
+
+@given(st.data(), st.integers(2, 12))
+def test_groups_are_read_back_and_partition_the_classes(data, classes):
+    order = data.draw(st.permutations(range(classes)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, classes - 1), min_size=1)))
+    members = [tuple(order[a:b]) for a, b in zip([0, *cuts], [*cuts, classes], strict=True)]
+    assert parse_groups("/".join(",".join(map(str, group)) for group in members), classes) == tuple(members)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ("0,1/1,2", "class 1 is named 2 times; name each once"),
+        ("0,1/2", "class 3 is in no group"),
+        ("0/1,2,3,4", "class 4 does not exist; there are 0 to 3"),
+        ("0,1,2,3", "one group"),
+        ("0,1/2,,3", "write class numbers as 0,1/2,3/4"),
+        ("a/b", "write class numbers"),
+    ],
+)
+def test_groups_that_are_no_partition_are_refused(groups, said):
+    with pytest.raises(UserError, match=f"^groups: .*{said}"):
+        parse_groups(groups, 4)
+
+
+def test_merged_classes_keep_their_former_labels_as_hidden_modes():
+    sample = load_dataset("mnist-sample")
+    merged = load_dataset("mnist-sample", groups="9,1,2,3/0,4,5,6,7,8")
+    assert merged.class_names == ("9+1+2+3", "0+4+5+6+7+8")
+    assert (merged.train_images == sample.train_images).all()
+    assert merged.modes.names == sample.class_names
+    for labels, former in ((merged.train_labels, sample.train_labels), (merged.test_labels, sample.test_labels)):
+        assert (labels == np.isin(former, [9, 1, 2, 3]).choose([1, 0])).all()
+    assert (merged.modes.test_labels == sample.test_labels).all()
+    assert grouped(sample, "9,1,2,3/0,4,5,6,7,8").spec == sample.spec

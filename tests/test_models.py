@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from gasim_ray.errors import UserError
+from gasim_ray.models import build_network
 from gasim_ray.models.lenet import LeNet5, PooledConvolution
 
 
@@ -28,6 +32,41 @@ def test_a_pooled_convolution_is_convolution_pooling_and_relu(channels: int, sid
 def test_lenet_has_the_published_sizes() -> None:
     sizes = [sum(p.numel() for p in LeNet5((1, 28, 28), 10, width).parameters()) for width in (1.0, 0.5)]
     assert sizes == [61_706, 15_738]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "millions"),
+    [
+        ({"name": "resnet", "depth": 18}, 11.17),
+        ({"name": "resnet", "depth": 34}, 21.28),
+        ({"name": "wide_resnet", "depth": 16, "width": 1}, 0.18),
+        ({"name": "wide_resnet", "depth": 16, "width": 2}, 0.69),
+        ({"name": "wide_resnet", "depth": 40, "width": 2}, 2.24),
+    ],
+)
+def test_residual_networks_have_the_published_sizes(architecture: dict[str, Any], millions: float) -> None:
+    with torch.device("meta"):
+        network = build_network(architecture, (3, 32, 32), 10)
+        assert network(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.006)
+
+
+@pytest.mark.parametrize("name", ["resnet", "wide_resnet"])
+def test_residual_networks_without_normalisation_have_none_and_learn(name: str) -> None:
+    network = build_network({"name": name, "width": 2, "normalised": False}, (1, 12, 12), 3)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in build_network({"name": name, "width": 2}, (1, 8, 8), 3).modules())
+    network(torch.randn(2, 1, 12, 12)).square().sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [({"name": "resnet", "depth": 50}, "depth 50 is not one of 18, 34"), ({"name": "wide_resnet", "depth": 17}, "17")],
+)
+def test_residual_networks_of_other_depths_are_refused(architecture: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        build_network(architecture, (3, 32, 32), 10)
 
 
 def test_lenet_refuses_other_sizes() -> None:

@@ -48,14 +48,15 @@ def new_student(
 def student_loss(student: Tensor, teacher: Tensor, settings: StudentSettings) -> Tensor:
     """Loss (N,) of policy logits (N, actions): T² KL(teacher || student) at temperature T (Hinton et al. 2015).
 
-    With `logits_weight` the mean absolute difference of the centred logits is added.
+    With `logits_weight` the mean absolute difference of the centred logits is added; `logits_alone` leaves only that.
     """
+    distance = settings.logits_weight * (student - teacher).abs().mean(-1)
+    if settings.logits_alone:
+        return distance
     t = settings.temperature
     log_teacher, log_student = torch.log_softmax(teacher / t, -1), torch.log_softmax(student / t, -1)
     loss = t * t * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
-    if settings.logits_weight:
-        loss = loss + settings.logits_weight * (student - teacher).abs().mean(-1)
-    return loss
+    return loss + distance if settings.logits_weight else loss
 
 
 def generator_loss(
@@ -94,8 +95,9 @@ def check_objective(teacher: Model, generator: GeneratorSettings, settings: Obje
         pass
     if settings.total_variation and not teacher.config.observation.is_image:
         raise UserError("objective.total_variation: the teacher reads vectors, not images; set it to 0")
-    weights = ("one_hot", "label", "entropy", "activation", "adversarial", "batch_norm", "total_variation")
-    if generator.steps and not any(getattr(settings, name) for name in weights):
+    if settings.contrastive and not teacher.config.observation.is_image:
+        raise UserError("objective.contrastive: the teacher reads vectors, which have no shifted views; set it to 0")
+    if generator.steps and not settings.any():
         raise UserError(
             f"generator.steps: {generator.steps} steps have nothing to improve, since every term of the objective "
             "is 0; give one of them a weight, or 0 steps"
@@ -129,7 +131,7 @@ def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
         assert isinstance(layer.running_var, Tensor)
         record.statistics.append((x.mean(axes), x.var(axes, correction=0), layer.running_mean, layer.running_var))
 
-    if settings.activation:
+    if settings.activation or settings.contrastive:
         hooks.append(last_dense(teacher).register_forward_pre_hook(keep_features))
     if settings.batch_norm:
         layers = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]

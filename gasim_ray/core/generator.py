@@ -89,13 +89,29 @@ class NetworkGenerator:
     ) -> None:
         self.prior, self.settings, self.spec, self.device = prior, settings, spec, device
         self.low, self.high = (b.to(device) for b in spec.bounds())
+        self.first: dict[str, Tensor] | None = None
 
     def start(self, rng: torch.Generator) -> None:
-        """New weights, new optimiser."""
+        """New weights, new optimiser, and where they are learned new latent vectors.
+
+        With `meta` the weights are those of the last start, moved towards what became of them (Reptile, Nichol et al.
+        2018, as Fast-DFKD 2022 uses it).
+        """
+        if self.first is not None and self.settings.meta:
+            self.first = moved_towards(self.first, self.network.state_dict(), self.settings.meta)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng, device=rng.device)))
             self.network = generator_network(self.settings.latent, self.spec, self.prior is not None).to(self.device)
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate, betas=(0.5, 0.999))
+        if self.settings.meta:
+            if self.first is not None:
+                self.network.load_state_dict(self.first)
+            self.first = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self.latent = self._draw(rng).requires_grad_() if self.settings.fixed_latent else None
+        learned = [*self.network.parameters(), *([] if self.latent is None else [self.latent])]
+        self.optimiser = torch.optim.Adam(learned, lr=self.settings.learning_rate, betas=(0.5, 0.999))
+
+    def _draw(self, rng: torch.Generator) -> Tensor:
+        return torch.randn((self.settings.batch_size, self.settings.latent), generator=rng, device=self.device)
 
     def improve(self, objective: Objective, rng: torch.Generator) -> float:
         """See Generator."""
@@ -110,12 +126,12 @@ class NetworkGenerator:
 
     @torch.no_grad()
     def emit(self, rng: torch.Generator) -> Tensor:
-        """Fresh latent vectors through the network."""
+        """Latent vectors through the network: fresh ones, unless they are learned."""
         return self._make(rng)
 
     def _make(self, rng: torch.Generator) -> Tensor:
         count = self.settings.batch_size
-        raw = self.network(torch.randn((count, self.settings.latent), generator=rng, device=self.device))
+        raw = self.network(self._draw(rng) if self.latent is None else self.latent)
         if self.spec.layout == "HWC":
             raw = raw.permute(0, 2, 3, 1)
         if self.prior is not None:
@@ -124,14 +140,30 @@ class NetworkGenerator:
         return self.low + (self.high - self.low) * torch.sigmoid(raw)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and optimiser."""
-        return {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
+        """Weights, latent vectors, optimiser and the start that is learned."""
+        return {
+            "network": self.network.state_dict(),
+            "latent": None if self.latent is None else self.latent.detach(),
+            "optimiser": self.optimiser.state_dict(),
+            "first": self.first,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.start(torch.Generator(device=self.device))
         self.network.load_state_dict(state["network"])
+        if self.latent is not None:
+            self.latent.data.copy_(state["latent"])
+        self.first = state["first"]
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def moved_towards(start: dict[str, Tensor], end: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights between two state dicts; counters and other integers are taken from the end."""
+    return {
+        name: torch.lerp(tensor, end[name], share) if tensor.is_floating_point() else end[name].clone()
+        for name, tensor in start.items()
+    }
 
 
 def element_spread(prior: Prior, rng: torch.Generator) -> Tensor:

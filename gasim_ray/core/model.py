@@ -101,6 +101,11 @@ class Model(nn.Module):
         return self.eval().requires_grad_(False)
 
     @property
+    def has_batch_norm(self) -> bool:
+        """Whether it stores statistics of what it was trained on."""
+        return any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in self.modules())
+
+    @property
     def parameter_count(self) -> int:
         """Number of weights and biases."""
         return sum(p.numel() for p in self.parameters())

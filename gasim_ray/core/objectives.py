@@ -78,6 +78,19 @@ def batch_norm_statistics(pairs: list[tuple[Tensor, Tensor, Tensor, Tensor]]) ->
     return torch.stack(distances).sum()
 
 
+def contrastive(first: Tensor, second: Tensor, others: Tensor, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy (N,) of telling a sample's second view among all: low where samples differ (CMI 2021, equation 4).
+
+    first, second: features (N, F) of two views of the same samples; others: (M, F) of earlier samples, M may be 0.
+    """
+    a, b, c = (F.normalize(x.flatten(1), dim=1) for x in (first, second, others))
+    alike = torch.cat([a @ b.T, a @ a.T, a @ c.T], 1) / temperature
+    own = torch.arange(len(a), device=a.device)
+    mask = torch.zeros_like(alike, dtype=torch.bool)
+    mask[own, len(a) + own] = True
+    return F.cross_entropy(alike.masked_fill(mask, float("-inf")), own, reduction="none")
+
+
 def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference (N,) between neighbouring pixels of (N, channels, height, width)."""
     vertical = (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1).mean(1)

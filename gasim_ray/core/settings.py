@@ -47,11 +47,16 @@ class StudentSettings:
     logits_weight: float = 0.0
     """Weight of the mean absolute difference of policy logits, added to the KL divergence."""
 
+    logits_alone: bool = False
+    """Leave the KL divergence out, so that only the difference of logits counts."""
+
     def __post_init__(self) -> None:
         check_range(
             self,
             {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0},
         )
+        if self.logits_alone and not self.logits_weight:
+            raise UserError("student.logits_weight: 0 with student.logits_alone leaves no loss; give it a weight")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,13 @@ class GeneratorSettings:
     latent: int = 100
     """Size of a network's latent vector."""
 
+    fixed_latent: bool = False
+    """Draw a network's latent vectors when it is re-initialised and train them along, instead of drawing new ones at
+    every step."""
+
+    meta: float = 0.0
+    """Share of the way to where a network ended that its next start moves (Reptile); 0 starts from fresh weights."""
+
     blur: float = 0.0
     """Standard deviation in pixels of the blur of a direct generator's gradient."""
 
@@ -111,8 +123,8 @@ class GeneratorSettings:
 
     def __post_init__(self) -> None:
         at_least_one = ("actors", "per_actor", "batch_size", "latent", "in_flight", "views")
-        at_least_zero = ("steps", "learning_rate", "blur", "shift", "reset_every", "stagnation", "cpus", "gpus")
-        check_range(self, dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0))
+        at_least_zero = ("steps", "learning_rate", "meta", "blur", "shift", "reset_every", "stagnation", "cpus", "gpus")
+        check_range(self, dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0), {"meta": 1.0})
         if self.kind == "direct" and not self.prior:
             raise UserError("generator.prior: empty; a direct generator starts from at least one distribution")
 
@@ -153,9 +165,19 @@ class ObjectiveSettings:
     total_variation: float = 0.0
     """Total variation of images."""
 
+    contrastive: float = 0.0
+    """Likeness of each image to others and to earlier ones, against that to a shifted view of itself."""
+
     def __post_init__(self) -> None:
-        names = ("one_hot", "label", "entropy", "activation", "adversarial", "bound", "batch_norm", "total_variation")
-        check_range(self, dict.fromkeys(names, 0.0))
+        check_range(self, dict.fromkeys((*TERMS, "bound"), 0.0))
+
+    def any(self) -> bool:
+        """Whether a term is on."""
+        return any(getattr(self, name) for name in TERMS)
+
+
+#: The fields of ObjectiveSettings that are weights of terms.
+TERMS = ("one_hot", "label", "entropy", "activation", "adversarial", "batch_norm", "total_variation", "contrastive")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
+from gasim_ray.core.contrast import Contrast
 from gasim_ray.core.distill import generator_loss, views
 from gasim_ray.core.generator import DirectGenerator, Generator, NetworkGenerator
 from gasim_ray.core.model import Model, check_finite
@@ -52,6 +53,7 @@ class Synthesizer:
         self.settings, self.objective, self.actor, self.seed = generator, objective, actor, seed
         self.spec = teacher.config.observation
         self.slots = [Slot(self._make_generator(prior)) for _ in range(generator.per_actor)]
+        self.contrast = Contrast(self.teacher, generator, objective) if objective.contrastive else None
         self.student_step = 0
 
     def _make_generator(self, prior: Prior | None) -> Generator:
@@ -77,11 +79,15 @@ class Synthesizer:
         )
 
         def objective(observations: Tensor) -> Tensor:
-            return generator_loss(observations, self.teacher, self.student, labels, self.objective)
+            loss = generator_loss(observations, self.teacher, self.student, labels, self.objective)
+            return loss if self.contrast is None else loss + self.contrast.loss(observations, random)
 
         value = slot.generator.improve(objective, random)
         self._tick(slot, value)
-        observations = views(self.spec.quantise(slot.generator.emit(random)), self.settings, self.spec, random)
+        emitted = self.spec.quantise(slot.generator.emit(random))
+        if self.contrast is not None:
+            self.contrast.remember(emitted)
+        observations = views(emitted, self.settings, self.spec, random)
         logits, agreement = self._label(observations)
         info = BatchInfo(
             generator=self.actor * len(self.slots) + index,
@@ -125,19 +131,24 @@ class Synthesizer:
         agreement = float((outputs.argmax(-1) == guess.argmax(-1)).float().mean())
         return policy_logits(outputs, self.teacher.config.output_scale), agreement
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """The generators with their clocks, for a run that must go on bit for bit."""
-        return [
-            {
-                "clock": [slot.generation, slot.age, slot.best, slot.stale],
-                "generator": slot.generator.state_dict() if slot.generation >= 0 else {},
-            }
-            for slot in self.slots
-        ]
+    def state_dict(self) -> dict[str, Any]:
+        """The generators with their clocks and what they remember, for a run that must go on bit for bit."""
+        return {
+            "slots": [
+                {
+                    "clock": [slot.generation, slot.age, slot.best, slot.stale],
+                    "generator": slot.generator.state_dict() if slot.generation >= 0 else {},
+                }
+                for slot in self.slots
+            ],
+            "memory": None if self.contrast is None else self.contrast.memory,
+        }
 
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        for slot, saved in zip(self.slots, state, strict=True):
+        if self.contrast is not None:
+            self.contrast.memory = state["memory"]
+        for slot, saved in zip(self.slots, state["slots"], strict=True):
             slot.generation, slot.age, slot.best, slot.stale = saved["clock"]
             if slot.generation >= 0:
                 slot.generator.load_state_dict(saved["generator"])

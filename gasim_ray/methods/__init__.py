@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any
 
-from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.errors import UserError
-from gasim_ray.methods import dafl, gas, gasim, noise
+from gasim_ray.methods import cmi, dafl, deepinversion, dfad, fast, gas, gasim, gaussian, noise, prior, zskt
+from gasim_ray.methods.facts import TeacherFacts, Tree
 
-#: Section -> field -> value, laid over the defaults and under what the user gives.
-Preset = dict[str, dict[str, Any]]
+__all__ = ["METHODS", "TeacherFacts", "Tree", "preset"]
 
-METHODS: dict[str, Callable[[ObservationSpec], Preset]] = {
+METHODS: dict[str, Callable[[TeacherFacts], Tree]] = {
     "noise": noise.preset,
+    "gaussian": gaussian.preset,
+    "prior": prior.preset,
     "dafl": dafl.preset,
+    "dfad": dfad.preset,
+    "zskt": zskt.preset,
+    "deepinversion": deepinversion.preset,
+    "cmi": cmi.preset,
+    "fast": fast.preset,
     "gas": gas.preset,
     "gasim": gasim.preset,
 }
 
 
-def preset(method: str, spec: ObservationSpec) -> Preset:
-    """The settings of a method for these observations; raises UserError for an unknown name."""
+def preset(method: str, teacher: TeacherFacts) -> Tree:
+    """The settings of a method for this teacher; raises UserError for an unknown name."""
     if method not in METHODS:
         near = get_close_matches(method, METHODS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}"
         raise UserError(f"method: {method!r} is not known; {hint}")
-    return METHODS[method](spec)
+    return METHODS[method](teacher)

@@ -11,12 +11,10 @@ learning rate falls along a cosine of the budget instead of in steps of epochs.
 
 from __future__ import annotations
 
-from typing import Any
-
-from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.methods.facts import TeacherFacts, Tree
 
 
-def preset(spec: ObservationSpec) -> dict[str, dict[str, Any]]:
+def preset(teacher: TeacherFacts) -> Tree:
     """The paper's settings."""
     return {
         "generator": {
@@ -26,7 +24,7 @@ def preset(spec: ObservationSpec) -> dict[str, dict[str, Any]]:
             "batch_size": 512,
             "steps": 1,
             "latent": 100,
-            "learning_rate": 0.2 if spec.is_image else 1e-3,
+            "learning_rate": 0.2 if teacher.observation.is_image else 1e-3,
         },
         "objective": {"one_hot": 1.0, "activation": 0.1, "entropy": 5.0},
         "pool": {"replay": 0.0, "capacity": 512},

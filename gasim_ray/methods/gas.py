@@ -9,12 +9,10 @@ bounded) and the pool's size are our own choice.
 
 from __future__ import annotations
 
-from typing import Any
-
-from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.methods.facts import TeacherFacts, Tree
 
 
-def preset(spec: ObservationSpec) -> dict[str, dict[str, Any]]:
+def preset(teacher: TeacherFacts) -> Tree:
     """DAFL's weights with an adversary, several generators for each actor and a replayed pool."""
     return {
         "generator": {

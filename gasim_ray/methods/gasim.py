@@ -7,17 +7,15 @@ batch is a re-initialisation. The student replays a pool.
 
 from __future__ import annotations
 
-from typing import Any
-
-from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.methods.facts import TeacherFacts, Tree
 
 
-def preset(spec: ObservationSpec) -> dict[str, dict[str, Any]]:
+def preset(teacher: TeacherFacts) -> Tree:
     """One setting for every vector teacher, one for every image teacher."""
-    return image_preset() if spec.is_image else vector_preset()
+    return image_preset() if teacher.observation.is_image else vector_preset()
 
 
-def vector_preset() -> dict[str, dict[str, Any]]:
+def vector_preset() -> Tree:
     """Geometry, half of it where the teacher's actions differ little, with a light adversary."""
     return {
         "generator": {"kind": "direct", "prior": ["geometry", "undecided"], "steps": 3, "learning_rate": 0.1},
@@ -27,7 +25,7 @@ def vector_preset() -> dict[str, dict[str, Any]]:
     }
 
 
-def image_preset() -> dict[str, dict[str, Any]]:
+def image_preset() -> Tree:
     """Contours, moved a little along a blurred gradient; each is labelled in four shifted views."""
     return {
         "generator": {

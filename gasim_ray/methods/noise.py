@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.methods.facts import TeacherFacts, Tree
 
 
-def preset(spec: ObservationSpec) -> dict[str, dict[str, Any]]:
+def preset(teacher: TeacherFacts) -> Tree:
     """Uniform observations, never improved."""
     return {"generator": {"kind": "direct", "prior": ["uniform"], "steps": 0}}

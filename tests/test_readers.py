@@ -1,0 +1,131 @@
+"""CIFAR-10 as its authors publish it, and folders and archives of images: as they should be, and as they should not."""
+
+from __future__ import annotations
+
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.datasets import load_dataset
+from gasim_ray.evaluation.readers import CIFAR_PICKLES, CIFAR_RECORDS, read_image_archive, read_image_folder
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def pixels(seed: int, count: int = 2) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, 32, 32), np.uint8)
+
+
+def write_pickles(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for index, name in enumerate(CIFAR_PICKLES):
+        batch = {b"data": pixels(index).reshape(2, -1), b"labels": [index, 9], b"batch_label": b"x"}
+        # Protocol 2, as Python 2 wrote the published files.
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    return folder
+
+
+def write_records(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for index, name in enumerate(CIFAR_RECORDS):
+        rows = np.concatenate([np.array([[index], [9]], np.uint8), pixels(index).reshape(2, -1)], 1)
+        (folder / name).write_bytes(rows.tobytes())
+    return folder
+
+
+def write_images(folder: Path, classes: tuple[str, ...] = CLASSES, side: int = 32) -> Path:
+    for part, seed in (("train", 0), ("test", 1)):
+        for index, name in enumerate(classes):
+            place = folder / part / name
+            place.mkdir(parents=True)
+            image = np.random.default_rng([seed, index]).integers(0, 256, (side, side, 3), np.uint8)
+            Image.fromarray(image).save(place / "0000.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("write", "place"), [(write_pickles, "cifar-10-batches-py"), (write_records, "cifar-10-batches-bin")]
+)
+def test_published_batches_are_read(write: Callable[[Path], Path], place: str, tmp_path: Path) -> None:
+    write(tmp_path / place)
+    dataset = load_dataset("cifar10", tmp_path)
+    assert (dataset.train_images == np.concatenate([pixels(index) for index in range(5)])).all()
+    assert dataset.train_labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert (dataset.test_images == pixels(5)).all()
+    assert dataset.test_labels.tolist() == [5, 9]
+    assert dataset.class_names == CLASSES
+
+
+def test_folders_and_archives_of_images_give_the_same(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "cifar10")
+    with tarfile.open(tmp_path / "cifar10-jpeg.tar.xz", "w:xz") as archive:
+        for part in ("train", "test"):
+            archive.add(folder / part, part)
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "cifar10-jpeg.tar.xz").rename(tmp_path / "apart" / "cifar10-jpeg.tar.xz")
+    first, second = load_dataset("cifar10", tmp_path), load_dataset("cifar10", tmp_path / "apart")
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        assert (getattr(first, name) == getattr(second, name)).all()
+    assert first.train_labels.tolist() == list(range(10))
+    expected = np.random.default_rng([0, 3]).integers(0, 256, (32, 32, 3), np.uint8)
+    assert (first.train_images[3] == expected.transpose(2, 0, 1)).all()
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("this code ran",))
+
+
+def test_a_pickle_that_holds_code_is_refused_without_running_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pickles(tmp_path / "cifar-10-batches-py")
+    (folder / "test_batch").write_bytes(pickle.dumps({b"data": Hostile()}))
+    with pytest.raises(UserError, match=r"test_batch: not a batch of CIFAR-10 \(it asks for builtins\.print"):
+        load_dataset("cifar10", tmp_path)
+    assert "this code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("write", "name"), [(write_pickles, "data_batch_3"), (write_records, "data_batch_3.bin")])
+def test_a_truncated_batch_is_named(write: Callable[[Path], Path], name: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "cifar-10-batches-py") if name[-1] == "3" else write(tmp_path / "cifar-10-batches-bin")
+    (folder / name).write_bytes((folder / name).read_bytes()[:1000])
+    with pytest.raises(UserError, match=f"{name}: .*fetch it again"):
+        load_dataset("cifar10", tmp_path)
+
+
+def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar.xz", "w:xz") as archive:
+        archive.add(write_images(tmp_path / "images") / "train", "train")
+    content = (tmp_path / "x.tar.xz").read_bytes()
+    (tmp_path / "x.tar.xz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"x\.tar\.xz: cannot be read"):
+        read_image_archive(tmp_path, "x.tar.xz")
+
+
+def test_folders_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "a", ("cat", "dog"))
+    (folder / "test" / "dog").rename(folder / "test" / "owl")
+    with pytest.raises(UserError, match="the same folders of classes"):
+        read_image_folder(folder)
+    other = write_images(tmp_path / "b", ("cat", "dog"))
+    (other / "train" / "cat" / "0000.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"train/cat/0000\.png is no image"):
+        read_image_folder(other)
+    third = write_images(tmp_path / "c", ("cat", "dog"))
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(third / "train" / "cat" / "0001.png")
+    with pytest.raises(UserError, match="images of several shapes"):
+        read_image_folder(third)
+
+
+def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "cifar10", side=16)
+    with pytest.raises(UserError, match=r"images of \[3, 16, 16\], not \[3, 32, 32\]"):
+        load_dataset("cifar10", tmp_path)

@@ -1,0 +1,111 @@
+"""Tasks by name: what `--task` and `--groups` stand for, from the teacher to the hidden modes of what was invented."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from gasim_ray import cli
+from gasim_ray.core.model import Model, ModelConfig, load_config
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.datasets import find_source, load_dataset, parse_groups
+from gasim_ray.evaluation.modes import ModeShares, mode_shares
+from gasim_ray.evaluation.tasks import DatasetTask
+from gasim_ray.run_folder import saved_config
+from gasim_ray.tasks import TASKS, distillation_of, find_task, split_task, teacher_folder
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_task_can_be_built(name: str) -> None:
+    task = TASKS[name]
+    source = find_source(task.dataset)
+    classes = len(source.class_names)
+    actions = len(parse_groups(task.groups, classes)) if task.groups else classes
+    with torch.device("meta"):
+        teacher, student = (
+            Model(ModelConfig(dict(architecture), source.spec(), actions, "logits"))
+            for architecture in (task.teacher, task.student)
+        )
+    assert student.parameter_count < 0.6 * teacher.parameter_count
+
+
+def test_a_task_is_trained_distilled_and_evaluated_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    groups = "0,1,2,3,4/5,6,7,8/9"
+    named = ["--task", "mnist-sample", "--groups", groups]
+    distil = ["distill", *named, "--local", "--budget.student_steps", "20", "--out", "run"]
+    assert cli.main(distil) == 2
+    said = capsys.readouterr().err
+    assert f"make it with: gasim teacher train --task mnist-sample --groups {groups}" in said
+    assert cli.main(["teacher", "train", *named, "--epochs", "1", "--arguments", "{width: 0.5}"]) == 0
+    folder = Path("teachers") / "mnist-sample-0,1,2,3,4_5,6,7,8_9"
+    config = load_config(folder)
+    assert (config.actions, config.source["groups"], config.architecture["name"]) == (3, groups, "lenet5")
+    assert cli.main(distil) == 0
+    assert saved_config(Path("run")).teacher == str(folder)
+    assert load_config(Path("run/student")).architecture == {"name": "lenet5", "width": 0.5}
+    assert cli.main(["evaluate", "run", "--no-controls"]) == 0
+    assert "mnist-sample" in capsys.readouterr().out
+
+
+def test_a_file_and_dotted_keys_win_over_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    from gasim_ray.config import parse_config
+
+    (tmp_path / "given.yaml").write_text("student: {steps: 3}\nseed: 4\n")
+    base = distillation_of("mnist")
+    config = parse_config(["--student.batch_size", "64"], "given.yaml", base)
+    assert (config.student.steps, config.student.batch_size, config.seed) == (3, 64, 4)
+    assert config.student.architecture == {"name": "lenet5", "width": 0.5}
+    assert config.teacher == str(teacher_folder("mnist"))
+
+
+def test_task_and_groups_are_taken_out_of_a_command_line() -> None:
+    assert split_task(["--seed", "1"]) == (None, ["--seed", "1"])
+    assert split_task(["--task=mnist", "--seed", "1"]) == (("mnist", None), ["--seed", "1"])
+    assert split_task(["--groups", "0/1", "--task", "x", "--local"]) == (("x", "0/1"), ["--local"])
+    with pytest.raises(UserError, match="groups: they need a --task"):
+        split_task(["--groups", "0/1"])
+    with pytest.raises(UserError, match="expected one argument"):
+        split_task(["--task"])
+
+
+def test_an_unknown_task_gets_the_nearest() -> None:
+    with pytest.raises(UserError, match="task: 'mnist-pair' is not known; did you mean 'mnist-pairs'"):
+        find_task("mnist-pair")
+
+
+def test_a_merged_task_is_scored_by_class_and_by_hidden_mode() -> None:
+    dataset = load_dataset("mnist-sample", groups="0,1,2,3,4/5,6,7,8,9")
+    model = tiny.model(tiny.GREY, actions=2)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    score = DatasetTask(dataset).measure({"teacher": model})[0]["teacher"]
+    assert score.interval.mean == 0.5
+    assert (score.worst_class, score.worst_class_accuracy) == ("5", 0.0)
+
+
+def test_a_judge_tells_which_hidden_modes_a_pool_holds() -> None:
+    dataset = load_dataset("mnist-sample", groups="0,1,2,3,4/5,6,7,8,9")
+    assert dataset.modes is not None
+    judge = tiny.model(tiny.GREY, actions=10)
+    found = mode_shares(dataset.test_images, judge, dataset.modes)
+    choices = judge(torch.from_numpy(dataset.test_images)).argmax(1).numpy()
+    assert list(found.shares.values()) == [float((choices == label).mean()) for label in range(10)]
+    with pytest.raises(UserError, match="judge: tells 3 classes apart where there were 10"):
+        mode_shares(dataset.test_images, tiny.model(tiny.GREY, actions=3), dataset.modes)
+    with pytest.raises(UserError, match="observations: none"):
+        mode_shares(dataset.test_images[:0], judge, replace(dataset.modes))
+
+
+def test_recall_counts_the_modes_that_hold_a_fifth_of_an_even_share() -> None:
+    assert ModeShares({"a": 0.97, "b": 0.03}).recall == 0.5
+    assert ModeShares({"a": 0.9, "b": 0.1}).recall == 1.0
+    assert ModeShares(dict(zip("abcd", np.full(4, 0.25), strict=True))).recall == 1.0
