@@ -30,6 +30,7 @@ from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
 from gasim_ray.evaluation.controls import untrained
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.episodes import Observations
+from gasim_ray.evaluation.modes import modes_of_run
 from gasim_ray.evaluation.runs import distil_control
 from gasim_ray.evaluation.tasks import TEACHER, DatasetTask, EnvironmentTask, Task
 from gasim_ray.report.display import Display
@@ -140,8 +141,10 @@ def measure_method(cell: Cell) -> dict[str, Any]:
     summary = folder.read_summary()
     student = load_model(folder.student)
     counts = {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
+    modes = modes_of_run(cell.folder, task_of(cell.config.teacher, cell.episodes))
+    held = {} if modes is None else {"mode_shares": modes.shares, "mode_recall": modes.recall}
     folder.checkpoint.unlink()
-    return {**score(cell, student), **counts}
+    return {**score(cell, student), **counts, **held}
 
 
 def measure_real(cell: Cell, teacher: Model) -> dict[str, Any]:
@@ -166,6 +169,7 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
         "metric": task.metric,
         "teacher_score": teacher_score,
         "student_score": scores[TEACHER].interval.mean,
+        "worst_class_score": scores[TEACHER].worst_class_accuracy,
         "controls": {
             "untrained": untrained_score(json.dumps(student.config.to_json()), cell.config.teacher, cell.episodes)
         },

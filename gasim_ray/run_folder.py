@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
@@ -125,6 +126,15 @@ class RunFolder:
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
             raise OSError(f"{self.checkpoint}: not written ({' '.join(str(error).split())})") from error
+
+    def pool(self) -> npt.NDArray[Any]:
+        """The invented observations (N, *spec.shape) in the checkpoint; raises UserError if it cannot be read."""
+        try:
+            state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise UserError(f"{self.checkpoint}: cannot be read ({type(error).__name__})") from error
+        observations: npt.NDArray[Any] = state["learner"]["pool"]["observations"].numpy()
+        return observations
 
     def write_summary(self, entries: dict[str, Any]) -> None:
         """Write summary.json."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def test_every_task_can_be_built(name: str) -> None:
     assert student.parameter_count < 0.6 * teacher.parameter_count
 
 
+@pytest.mark.usefixtures("on_cluster")
 def test_a_task_is_trained_distilled_and_evaluated_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,8 +53,14 @@ def test_a_task_is_trained_distilled_and_evaluated_by_its_name(
     assert cli.main(distil) == 0
     assert saved_config(Path("run")).teacher == str(folder)
     assert load_config(Path("run/student")).architecture == {"name": "lenet5", "width": 0.5}
-    assert cli.main(["evaluate", "run", "--no-controls"]) == 0
-    assert "mnist-sample" in capsys.readouterr().out
+    assert cli.main(["evaluate", "run", "--no-controls"]) == 2
+    assert "make it with: gasim teacher train --task mnist-sample" in capsys.readouterr().err
+    assert cli.main(["teacher", "train", "--task", "mnist-sample", "--epochs", "1"]) == 0
+    assert cli.main(["evaluate", "run", "--no-controls", "--json", "figures.json"]) == 0
+    assert "hidden modes of what was invented" in capsys.readouterr().out
+    shares = json.loads(Path("figures.json").read_text())[0]["modes"]["shares"]
+    assert list(shares) == [str(digit) for digit in range(10)]
+    assert sum(shares.values()) == pytest.approx(1.0)
 
 
 def test_a_file_and_dotted_keys_win_over_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

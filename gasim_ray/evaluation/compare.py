@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from gasim_ray.core.model import Model, load_model
 from gasim_ray.evaluation.agreement import answers, check_same_task, kl_nats, same_action
 from gasim_ray.evaluation.controls import Distil, control_models
 from gasim_ray.evaluation.latency import latency_ms
+from gasim_ray.evaluation.modes import ModeShares, modes_of_run
 from gasim_ray.evaluation.tasks import TEACHER, Metric, Score, Task
 from gasim_ray.run_folder import RunFolder, saved_config
 
@@ -56,6 +57,8 @@ class Evaluation:
     observations: int
     #: Teacher first, then student, then controls.
     rows: tuple[Row, ...]
+    #: Merged classifiers: how what was invented is spread over the former classes.
+    modes: ModeShares | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready description with the fields above."""
@@ -81,7 +84,8 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
     check_same_task(teacher.config, student.config)
     task.check(teacher.config, TEACHER)
     controls = control_models(run, student.config, teacher, task, distil)
-    evaluation = evaluate_models(run.resolve().name, {TEACHER: teacher, STUDENT: student, **controls}, task)
+    models = {TEACHER: teacher, STUDENT: student, **controls}
+    evaluation = replace(evaluate_models(run.resolve().name, models, task), modes=modes_of_run(run, task))
     scores = evaluation.scores()
     folder.write_summary(
         {

@@ -7,14 +7,21 @@ each image looks most like.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from gasim_ray.core.model import Model
+from gasim_ray.core.model import Model, load_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers
 from gasim_ray.evaluation.datasets import Modes
 from gasim_ray.evaluation.episodes import Observations
+from gasim_ray.evaluation.tasks import DatasetTask, Task
+from gasim_ray.run_folder import RunFolder
+from gasim_ray.tasks import teacher_folder
+
+#: At most this many images of a pool are judged, evenly spaced from the oldest to the newest.
+JUDGED = 20_000
 
 #: A mode counts as held if its share is at least this part of an even one.
 HELD = 0.2
@@ -32,6 +39,20 @@ class ModeShares:
         """Share of the modes that hold at least a fifth of an even share."""
         even = 1 / len(self.shares)
         return float(np.mean([share >= HELD * even for share in self.shares.values()]))
+
+
+def modes_of_run(run: Path, task: Task) -> ModeShares | None:
+    """How the pool of a run is spread over its task's hidden modes; None where no classes were merged.
+
+    The judge is the teacher of the same data set unmerged. Raises UserError if there is none, or no checkpoint.
+    """
+    if not isinstance(task, DatasetTask) or task.dataset.modes is None:
+        return None
+    folder = teacher_folder(task.dataset.name)
+    if not (folder / "config.json").exists():
+        raise UserError(f"judge: none in {folder}; make it with: gasim teacher train --task {task.dataset.name}")
+    pool = RunFolder(run).pool()
+    return mode_shares(pool[:: -(-len(pool) // JUDGED)], load_model(folder).frozen(), task.dataset.modes)
 
 
 def mode_shares(observations: Observations, judge: Model, modes: Modes) -> ModeShares:

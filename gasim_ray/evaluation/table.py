@@ -36,7 +36,11 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
 
 def _caption(evaluations: Sequence[Evaluation]) -> str:
     counts = " / ".join(f"{e.observations:,}" for e in evaluations)
-    return f"agreement and KL (nats) on {counts} real observations of the teacher; size in parameters"
+    caption = f"agreement and KL (nats) on {counts} real observations of the teacher; size in parameters"
+    for modes in (e.modes for e in evaluations if e.modes is not None):
+        shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in modes.shares.items())
+        caption += f"\nhidden modes of what was invented, in percent: {shares}; recall {100 * modes.recall:.0f} %"
+    return caption
 
 
 def _cells(row: Row, metric: Metric, classifiers: bool) -> list[str]:
