@@ -97,11 +97,12 @@ class NetworkGenerator:
         With `meta` the weights are those of the last start, moved towards what became of them (Reptile, Nichol et al.
         2018, as Fast-DFKD 2022 uses it).
         """
-        if self.first is not None and self.settings.meta:
+        if self.first is not None:
             self.first = moved_towards(self.first, self.network.state_dict(), self.settings.meta)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng, device=rng.device)))
-            self.network = generator_network(self.settings.latent, self.spec, self.prior is not None).to(self.device)
+            network = generator_network(self.settings.latent, self.spec, self.prior is not None)
+        self.network: nn.Module = network.to(self.device)
         if self.settings.meta:
             if self.first is not None:
                 self.network.load_state_dict(self.first)

@@ -184,7 +184,8 @@ class ObservationSpec:
                 raise UserError(f"observation.{name}: missing; give {form}")
             if name in fields and not fits(fields[name]):
                 raise UserError(f"observation.{name}: {fields[name]!r} does not fit; give {form}")
-        return cls(**{name: tuple(v) if isinstance(v, list | tuple) else v for name, v in fields.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
 
     def numpy_dtype(self) -> npt.DTypeLike:
         """The storage type as NumPy names it."""

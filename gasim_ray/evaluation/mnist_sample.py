@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gasim_ray.evaluation.datasets import Dataset, Labels, load_dataset
+from gasim_ray.evaluation.datasets import Dataset, load_dataset
+from gasim_ray.evaluation.readers import Labels
 
 TRAIN_IMAGES_PER_CLASS = 150
 TEST_IMAGES_PER_CLASS = 50

@@ -82,8 +82,9 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, height, width) -> (N, outputs, height / stride, width / stride)."""
-        active = self.before(x)
-        return self.branch(active) + (x if self.shortcut is None else self.shortcut(active))
+        active: Tensor = self.before(x)
+        added: Tensor = self.branch(active) + (x if self.shortcut is None else self.shortcut(active))
+        return added
 
 
 def stages(
