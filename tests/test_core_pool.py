@@ -99,7 +99,7 @@ def test_the_hard_share_is_drawn_from_the_highest_losses() -> None:
     assert half == pytest.approx((none + whole) / 2, abs=30)
 
 
-@given(hard=st.floats(0, 1), fade=st.floats(0, 1), progress=st.floats(0, 1.5))
+@given(hard=st.floats(0, 1), fade=st.just(0.0) | st.floats(0.01, 1), progress=st.floats(0, 1.5))
 def test_the_hard_share_fades_at_the_end_of_the_budget(hard: float, fade: float, progress: float) -> None:
     settings = PoolSettings(hard=hard, fade=fade)
     share = settings.hard_share(progress)
