@@ -1,4 +1,4 @@
-"""Makes the tables of README.md and benchmarks/README.md from recorded results: python -m benchmarks.tables [--check].
+"""Makes the tables of the READMEs and docs/methods.md from recorded results: python -m benchmarks.tables [--check].
 
 Each table stands between two marks, `<!-- table:SUITE -->` and `<!-- end -->`; everything outside them is left alone.
 """
@@ -14,8 +14,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.cells import REAL, ROOT, Cell, current_results, load_suite
+from benchmarks.methods import method_pages
 
-FILES = (ROOT.parent / "README.md", ROOT / "README.md")
+FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT.parent / "docs" / "methods.md")
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MISSING = "not measured"
 
@@ -41,7 +42,9 @@ def update(path: Path, check: bool) -> bool:
 
 
 def table(suite: str) -> str:
-    """A suite's results as Markdown with the command, hardware and dates beneath."""
+    """A suite's results as Markdown with the command, hardware and dates beneath; for `methods` a page of each."""
+    if suite == "methods":
+        return "\n" + method_pages(spread) + "\n\n"
     cells, results = load_suite(suite), current_results(suite)
     rows = speed_rows(cells, results) if cells[0].kind == "speed" else score_rows(cells, results)
     return "\n".join(rows) + "\n\n" + provenance(suite, list(results.values())) + "\n"

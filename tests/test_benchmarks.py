@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from benchmarks import cells, run, speed, tables
 from benchmarks.cells import REAL, current_results, load_suite, read_results, suite_names
+from benchmarks.methods import method_pages
 from benchmarks.speed import SIDES
 from gasim_ray.errors import UserError
+from gasim_ray.methods import METHODS
 
 REPOSITORY = Path(__file__).parents[1]
 ARCHITECTURE = {"name": "mlp", "hidden": [8]}
@@ -221,3 +223,15 @@ def test_a_ratio_of_speeds_is_measured_and_shown(
     assert min(line["observations_per_second"]) > 0
     row = next(text for text in tables.table("small").splitlines() if text.startswith("| ray-over-local"))
     assert f"{line['ratio']:.2f}" in row
+
+
+def test_every_method_has_a_page_with_its_settings_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    pages = method_pages(lambda lines: f"of {len(lines)}")
+    headings = [line.removeprefix("## ") for line in pages.splitlines() if line.startswith("## ")]
+    assert headings == list(METHODS)
+    dafl = pages.partition("## dafl\n")[2].partition("\n## ")[0]
+    assert "Chen et al., ICCV 2019" in dafl
+    assert "- images: `generator.kind` network" in dafl
+    recorded = [line for line in read_results("images") if line["method"] == "gasim" and line["task"] == "mnist"]
+    assert f"mnist of {len(recorded)}" in pages.partition("## gasim\n")[2]

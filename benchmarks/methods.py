@@ -1,0 +1,58 @@
+"""The pages of docs/methods.md: what each method's file says of itself, its settings, what was measured."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.cells import REAL, current_results, load_suite
+from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.evaluation.datasets import find_source
+from gasim_ray.methods import METHODS, TeacherFacts, preset
+
+#: Suites whose results a page shows.
+SUITES = ("classic", "images")
+
+#: Teachers for which the settings are shown.
+SHOWN = {
+    "vectors": TeacherFacts(ObservationSpec((4,), "float32", "vector", (-1.0,), (1.0,)), batch_norm=False),
+    "images": TeacherFacts(find_source("mnist").spec(), batch_norm=False),
+    "images, teacher with batch normalisation": TeacherFacts(find_source("mnist").spec(), batch_norm=True),
+}
+
+
+def method_pages(spread: Callable[[list[dict[str, Any]]], str]) -> str:
+    """One section a method, in the order of registration; `spread` words the scores of several seeds."""
+    return "\n\n".join(page(name, spread) for name in METHODS)
+
+
+def page(name: str, spread: Callable[[list[dict[str, Any]]], str]) -> str:
+    """Source, terms and departures; settings; results."""
+    about = inspect.getdoc(importlib.import_module(f"gasim_ray.methods.{name}")) or ""
+    usage = f"```sh\ngasim distill --teacher TEACHER --method {name}\n```"
+    return "\n\n".join(
+        [f"## {name}", about, usage, "Settings, over the defaults:", settings(name), measured(name, spread)]
+    )
+
+
+def settings(name: str) -> str:
+    """One line for each kind of teacher that is treated in its own way."""
+    lines: dict[str, str] = {}
+    for kind, facts in SHOWN.items():
+        tree = preset(name, facts)
+        keys = [f"`{section}.{key}` {value}" for section, values in tree.items() for key, value in values.items()]
+        lines.setdefault(", ".join(keys), kind)
+    return "\n".join(f"- {kind if len(lines) > 1 else 'all'}: {keys}" for keys, kind in lines.items())
+
+
+def measured(name: str, spread: Callable[[list[dict[str, Any]]], str]) -> str:
+    """The method's recorded scores, task by task."""
+    found = []
+    for suite in SUITES:
+        results = list(current_results(suite).values())
+        for task in dict.fromkeys(cell.task for cell in load_suite(suite) if cell.method != REAL):
+            lines = [line for line in results if (line["task"], line["method"]) == (task, name)]
+            found += [f"{task} {spread(lines)}"] if lines else []
+    return f"Measured: {'; '.join(found) or 'nothing yet'}."
