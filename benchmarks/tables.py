@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -51,27 +52,27 @@ def table(suite: str) -> str:
 
 
 def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
-    """One row a task: teacher, controls, methods; mean ± standard deviation over seeds."""
+    """One column a task, one row a method or control; mean ± standard deviation over seeds."""
     tasks, methods = list(dict.fromkeys(c.task for c in cells)), list(dict.fromkeys(c.method for c in cells))
-    shown = [m for m in methods if m != REAL]
-    header = ["task", "teacher", "untrained", *(f"`{m}`" for m in shown)]
-    if REAL in methods:
-        header.append("real observations")
-    header += ["parameters", "seconds"]
-    rows = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    for task in tasks:
-        lines = [results[c.name] for c in cells if c.task == task and c.name in results]
-        columns = [[line for line in lines if line["method"] == m] for m in shown + [REAL] * (REAL in methods)]
-        cellular = [
-            task,
-            number(lines, lambda line: line["teacher_score"]),
-            number(lines, lambda line: line["controls"]["untrained"]),
-            *(spread(column) for column in columns),
-            size(lines),
-            seconds(lines),
-        ]
-        rows.append("| " + " | ".join(cellular) + " |")
-    return rows
+    recorded = {task: [results[c.name] for c in cells if c.task == task and c.name in results] for task in tasks}
+
+    def row(name: str, knowledge: str, word: Callable[[list[dict[str, Any]]], str]) -> str:
+        return "| " + " | ".join([name, knowledge, *(word(recorded[task]) for task in tasks)]) + " |"
+
+    def method_row(method: str) -> str:
+        levels = {line["knowledge"] for lines in recorded.values() for line in lines if line["method"] == method}
+        name = "real observations" if method == REAL else f"`{method}`"
+        return row(name, ", ".join(sorted(levels)), lambda lines: spread([x for x in lines if x["method"] == method]))
+
+    return [
+        "| | knowledge | " + " | ".join(tasks) + " |",
+        "|" + " --- |" * (len(tasks) + 2),
+        row("teacher", "", lambda lines: number(lines, lambda line: line["teacher_score"])),
+        row("untrained", "", lambda lines: number(lines, lambda line: line["controls"]["untrained"])),
+        *(method_row(method) for method in methods),
+        row("parameters", "", size),
+        row("seconds", "", seconds),
+    ]
 
 
 def scaled(line: dict[str, Any], value: float) -> float:
