@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,10 +69,13 @@ def cluster_address() -> Iterator[str]:
 
 @pytest.fixture
 def on_cluster(cluster_address: str) -> Iterator[None]:
-    """This process is connected to the cluster."""
+    """This process is connected to the cluster, and what the test before it started there is gone."""
     import ray  # after the settings above
 
     ray.init(cluster_address, log_to_driver=False)
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"] and time.monotonic() < deadline:
+        time.sleep(0.1)
     yield
     ray.shutdown()
 
