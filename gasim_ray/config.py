@@ -148,9 +148,9 @@ def plain_parser() -> ArgumentParser:
 
 
 def teacher_facts(folder: str) -> methods.TeacherFacts:
-    """What presets depend on; the network is built without memory for its weights."""
+    """What presets depend on; the network is built with whatever weights, as random numbers elsewhere stay the same."""
     config = load_config(Path(folder))
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         return methods.TeacherFacts(config.observation, Model(config).has_batch_norm)
 
 

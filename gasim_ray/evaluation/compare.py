@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gasim_ray.core.model import Model, load_model
+from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers, check_same_task, kl_nats, same_action
 from gasim_ray.evaluation.controls import Distil, control_models
 from gasim_ray.evaluation.latency import latency_ms
@@ -84,8 +86,11 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
     check_same_task(teacher.config, student.config)
     task.check(teacher.config, TEACHER)
     controls = control_models(run, student.config, teacher, task, distil)
-    models = {TEACHER: teacher, STUDENT: student, **controls}
-    evaluation = replace(evaluate_models(run.resolve().name, models, task), modes=modes_of_run(run, task))
+    evaluation = evaluate_models(run.resolve().name, {TEACHER: teacher, STUDENT: student, **controls}, task)
+    try:
+        evaluation = replace(evaluation, modes=modes_of_run(run, task))
+    except UserError as error:
+        print(f"hidden modes: not measured ({error})", file=sys.stderr)
     scores = evaluation.scores()
     folder.write_summary(
         {
