@@ -63,10 +63,10 @@ class Cell:
 
 
 def without_off(value: Any) -> Any:
-    """Leave out, at every depth, the keys whose value is 0, false, none or empty."""
+    """Leave out, at every depth, the keys whose value is 0, false, none, empty or `random` (where a student starts)."""
     if isinstance(value, dict):
         kept = {key: without_off(inner) for key, inner in value.items()}
-        return {key: inner for key, inner in kept.items() if inner}
+        return {key: inner for key, inner in kept.items() if inner and inner != "random"}
     return [without_off(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -83,22 +83,37 @@ def load_suite(name: str) -> list[Cell]:
     declared = yaml.safe_load(path.read_text())
     return [
         make_cell(name, declared, task, method, seed)
-        for method, seeds in declared["methods"].items()
-        for seed in seeds
-        for task in declared["tasks"]
+        for method in methods_of(declared)
+        for task, settings in declared["tasks"].items()
+        for seed in settings.get("methods", declared["methods"]).get(method, [])
     ]
 
 
+def methods_of(declared: dict[str, Any]) -> list[str]:
+    """Every method of a suite, in the order in which they are first named; a task may have its own."""
+    named = [declared["methods"], *(settings.get("methods", {}) for settings in declared["tasks"].values())]
+    return list(dict.fromkeys(method for methods in named for method in methods))
+
+
 def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed: int) -> Cell:
-    """One cell with its whole configuration."""
-    settings = dict(declared["tasks"][task])
-    group = settings.pop("group", suite)
-    config = build_config(
-        {**declared["config"], **settings, "method": "gasim" if method == REAL else method, "seed": seed}
-    )
+    """One cell with its whole configuration; a variant is a method with other settings under a name of its own."""
+    settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
+    variant = {"method": "gasim"} if method == REAL else declared.get("variants", {}).get(method, {"method": method})
+    config = build_config(merged(declared["config"], settings, variant, {"seed": seed}))
+    group = declared["tasks"][task].get("group", suite)
     return Cell(
         suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), config
     )
+
+
+def merged(*trees: dict[str, Any]) -> dict[str, Any]:
+    """One configuration tree of several; of two values for a setting the later one counts."""
+    whole: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, dict) and isinstance(whole.get(key), dict)
+            whole[key] = {**whole[key], **value} if both else value
+    return whole
 
 
 def results_path(suite: str) -> Path:

@@ -144,7 +144,14 @@ def measure_method(cell: Cell) -> dict[str, Any]:
     modes = modes_of_run(cell.folder, task_of(cell.config.teacher, cell.episodes))
     held = {} if modes is None else {"mode_shares": modes.shares, "mode_recall": modes.recall}
     folder.checkpoint.unlink()
-    return {**score(cell, student), **counts, **held}
+    return {**score(cell, student), **counts, **held, **curve(cell, folder)}
+
+
+def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
+    """What the student scored when: [seconds, score] of each snapshot; nothing where none were kept."""
+    task, snapshots = task_of(cell.config.teacher, cell.episodes), folder.read_snapshots()
+    points = [[seconds, task.measure({TEACHER: s})[0][TEACHER].interval.mean] for seconds, s in snapshots.items()]
+    return {"curve": points} if points else {}
 
 
 def measure_real(cell: Cell, teacher: Model) -> dict[str, Any]:

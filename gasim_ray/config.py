@@ -63,6 +63,9 @@ class DistillConfig:
     checkpoint_seconds: float = 30.0
     """Seconds between checkpoints."""
 
+    snapshot_seconds: float = 0.0
+    """Seconds between copies of the student, kept in snapshots/ for a curve of what it had learnt when; 0 for none."""
+
     student: StudentSettings = field(default_factory=StudentSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
@@ -70,7 +73,7 @@ class DistillConfig:
     budget: BudgetSettings = field(default_factory=BudgetSettings)
 
     def __post_init__(self) -> None:
-        check_range(self, {"seed": 0, "checkpoint_seconds": 0.1})
+        check_range(self, {"seed": 0, "checkpoint_seconds": 0.1, "snapshot_seconds": 0})
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UserError(f"device: {self.device!r} is not one of cpu, cuda, cuda:N")
         if self.pool.replay < 1 and self.student.batch_size > self.generator.batch_size:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from gasim_ray.actors.loop import Loop, Progress
 from gasim_ray.actors.workers import LocalWorkers, WorkerLost, Workers, make_prior, make_student
@@ -54,7 +55,7 @@ def distill(config: DistillConfig, display: Display, resume: bool = False, overw
                 folder.begin(config, overwrite)
             except OSError as error:
                 raise UserError(f"out: {folder.path} cannot be written ({error.strerror})") from error
-        progress, learner = _drive(workers, config, folder, state, display)
+        progress, learner = _drive(workers, config, folder, state, display, student)
     finally:
         workers.close()
     _finish(folder, config, student, learner, progress)
@@ -73,10 +74,16 @@ def start_workers(teacher: Model, config: DistillConfig) -> Workers:
 
 
 def _drive(
-    workers: Workers, config: DistillConfig, folder: RunFolder, state: dict[str, Any] | None, display: Display
+    workers: Workers,
+    config: DistillConfig,
+    folder: RunFolder,
+    state: dict[str, Any] | None,
+    display: Display,
+    student: Model,
 ) -> tuple[Progress, dict[str, Any]]:
     metrics = Metrics(folder.path)
     last_row = last_checkpoint = time.perf_counter()
+    snapshots = 0 if state is None else snapshots_due(config, state["progress"]["seconds"])
 
     def save(loop: Loop) -> None:
         try:
@@ -90,10 +97,21 @@ def _drive(
         except OSError as error:
             display.note(f"warning: metrics.csv: {error.strerror}; the run goes on")
 
+    def keep_snapshot(loop: Loop) -> None:
+        weights = workers.read(workers.student_weights())
+        student.network.load_state_dict({name: torch.tensor(array) for name, array in weights.tensors.items()})
+        try:
+            folder.save_snapshot(loop.progress.seconds, student)
+        except (OSError, SafetensorError) as error:
+            display.note(f"warning: snapshots: {error}; the run goes on")
+
     def report(loop: Loop) -> None:
-        nonlocal last_row, last_checkpoint
+        nonlocal last_row, last_checkpoint, snapshots
         now = time.perf_counter()
         display.show(loop.progress)
+        if snapshots_due(config, loop.progress.seconds) > snapshots:
+            keep_snapshot(loop)
+            snapshots = snapshots_due(config, loop.progress.seconds)
         if now - last_row >= METRICS_SECONDS:
             write_row(loop)
             workers.publish(vars(loop.progress))
@@ -118,6 +136,11 @@ def _drive(
         if stop() and progress.spent < 1.0:
             raise Interrupted(f"interrupted; go on with: gasim distill {folder.path}/config.yaml --resume")
     return progress, workers.learner_state()
+
+
+def snapshots_due(config: DistillConfig, seconds: float) -> int:
+    """How many copies of the student should have been kept by then."""
+    return int(seconds / config.snapshot_seconds) if config.snapshot_seconds else 0
 
 
 def _finish(

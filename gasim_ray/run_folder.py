@@ -23,10 +23,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gasim_ray.actors.loop import Progress
 from gasim_ray.config import DistillConfig, parse_config, plain
+from gasim_ray.core.model import Model, load_model, save_model
 from gasim_ray.errors import UserError
 
 #: Settings that may differ between a run and its continuation.
-FREE_ON_RESUME = ("budget", "checkpoint_seconds", "out")
+FREE_ON_RESUME = ("budget", "checkpoint_seconds", "out", "snapshot_seconds")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -69,6 +70,7 @@ class RunFolder:
         self.path = path
         self.checkpoint = path / "checkpoint" / "state.pt"
         self.student = path / "student"
+        self.snapshots = path / "snapshots"
 
     def begin(self, config: DistillConfig, overwrite: bool) -> None:
         """Make the folder and write config.yaml.
@@ -126,6 +128,14 @@ class RunFolder:
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
             raise OSError(f"{self.checkpoint}: not written ({' '.join(str(error).split())})") from error
+
+    def save_snapshot(self, seconds: float, student: Model) -> None:
+        """Keep a copy of the student as it was after so many seconds."""
+        save_model(student, self.snapshots / f"{seconds:08.1f}")
+
+    def read_snapshots(self) -> dict[float, Model]:
+        """Seconds -> the student as it was then, in order of time."""
+        return {float(folder.name): load_model(folder) for folder in sorted(self.snapshots.glob("*.?"))}
 
     def pool(self) -> npt.NDArray[Any]:
         """The invented observations (N, *spec.shape) in the checkpoint; raises UserError if it cannot be read."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from gasim_ray.core.generator import DirectGenerator, NetworkGenerator, element_spread, smooth, unit_rms
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.core.prior import Contours, Fields, Geometry, Mixture, Prior, Undecided, Uniform, enlargements
+from gasim_ray.core.prior import Chosen, Contours, Fields, Geometry, Mixture, Prior, Undecided, Uniform, enlargements
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings
 from gasim_ray.errors import UserError
@@ -323,3 +323,47 @@ def test_blur_spreads_over_height_and_width_only() -> None:
     hwc = replace(tiny.COLOUR, shape=(9, 9, 3), layout="HWC")
     assert torch.equal(smooth(point.permute(0, 2, 3, 1), 1.0, hwc), blurred.permute(0, 2, 3, 1))
     assert smooth(point, 0.0, tiny.COLOUR) is point
+
+
+class Drawn(Prior):
+    """Uniform vectors that are kept, so that a test sees what was chosen from."""
+
+    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        self.last = Uniform.sample(self, count, generator)  # type: ignore[arg-type]
+        return self.last
+
+
+def test_the_chosen_are_those_that_each_action_is_answered_most_decidedly() -> None:
+    teacher = tiny.model(tiny.VECTOR)
+    drawn = Drawn(teacher, "cpu")
+    chosen = Chosen(drawn, teacher, candidates=5)
+    sample = chosen.sample(31, rng("cpu", 0))
+    assert sample.shape == (31, 4)
+    assert drawn.last.shape == (155, 4)
+    decided, answered = chosen.decidedness(drawn.last), chosen.decidedness(sample)
+    for action in range(3):
+        # The excitement of the middle observation is part of the measure, so ranks are compared and not values.
+        best = drawn.last[decided[:, action].argsort(descending=True)[:10]]
+        assert torch.equal(sample[action::3][:10], best)
+        assert answered[action::3, action].mean() > decided[:, action].mean()
+
+
+@pytest.mark.parametrize("name", ["shapes", "leaves"])
+def test_shapes_lie_amid_an_empty_ground_and_half_of_them_are_their_own_mirror_image(name: str) -> None:
+    images = Mixture([name], tiny.model(tiny.GREY), "cpu").sample(400, rng("cpu", 0)) / 255
+    alike = ((images - images.flip(3)).abs().amax((1, 2, 3)) < 1e-4).float().mean()
+    assert 0.4 < alike < 0.6
+    corners = images[..., [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert corners.mean() < 0.3 * images[..., 10:18, 10:18].mean()
+    assert images.mean(0).std() > 0.05
+
+
+def test_what_a_direct_generator_started_from_is_kept_if_that_is_wanted() -> None:
+    prior = Uniform(tiny.model(tiny.VECTOR), "cpu")
+    settings = GeneratorSettings(batch_size=16, steps=2, keep_start=True)
+    generator = DirectGenerator(prior, settings, rng("cpu", 0))
+    generator.start(rng("cpu", 1))
+    generator.improve(lambda x: x.square().sum(), rng("cpu", 2))
+    first, moved = generator.emit(rng("cpu", 3)).chunk(2)
+    assert torch.equal(first, prior.sample(16, rng("cpu", 1)))
+    assert (first - moved).abs().amax(1).min() > 0

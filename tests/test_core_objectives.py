@@ -41,6 +41,13 @@ def test_label_is_the_surprise_at_the_wanted_action() -> None:
     torch.testing.assert_close(objectives.label(LOGITS, torch.tensor([0, 1])), torch.tensor([log(4.0), log(2.0)]))
 
 
+def test_the_wanted_logit_goes_on_rising_where_its_surprise_is_gone() -> None:
+    sure, surer = torch.tensor([[40.0, 0.0]]), torch.tensor([[80.0, 0.0]])
+    wanted = torch.tensor([0])
+    assert float(objectives.label(sure, wanted)) == float(objectives.label(surer, wanted)) == 0.0
+    assert float(objectives.wanted_logit(surer, wanted)) == -80.0 < float(objectives.wanted_logit(sure, wanted))
+
+
 def test_entropy_is_lowest_for_a_balanced_batch() -> None:
     balanced, lopsided = 20 * torch.eye(3), 20 * torch.eye(3)[[0, 0, 0]]
     assert float(objectives.information_entropy(balanced)) == pytest.approx(-log(3.0))

@@ -15,10 +15,16 @@ import torch
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.batch import StudentWeights
 from gasim_ray.core.distill import new_student
-from gasim_ray.core.learner import Learner
+from gasim_ray.core.learner import LEARNER_KEY, Learner
 from gasim_ray.core.model import Model
-from gasim_ray.core.prior import Mixture, Prior
+from gasim_ray.core.prior import Chosen, Mixture, Prior, Uniform
+from gasim_ray.core.prune import cut_down, prune_obstacle
+from gasim_ray.core.seeds import rng
 from gasim_ray.core.synthesizer import Synthesizer
+from gasim_ray.errors import UserError
+
+#: Invented observations on which it is measured what the teacher's units answer.
+PRUNING_SAMPLES = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +77,34 @@ class Workers(Protocol):
 
 
 def make_student(teacher: Model, config: DistillConfig, prior: Prior | None) -> Model:
-    """The run's student with fresh weights; it standardises vectors by what generators start from."""
+    """The run's student as it starts; it standardises vectors by what generators start from.
+
+    Raises UserError if it is to start as the cut-down teacher and cannot.
+    """
     observation = teacher.config.observation if prior is None else prior.standardised()
-    return new_student(teacher, config.student, config.seed, observation)
+    student = new_student(teacher, config.student, config.seed, observation)
+    if config.student.init != "random":
+        start_from_teacher(student, teacher, prior, config)
+    return student
+
+
+def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig) -> None:
+    """Cut the teacher down to the student where that fits; which units matter is measured on samples of the prior."""
+    obstacle = prune_obstacle(teacher, student)
+    if obstacle is None:
+        prior = prior or Uniform(teacher, "cpu")
+        random = rng(prior.device, config.seed, LEARNER_KEY)
+        cut_down(teacher.cpu(), student, prior.sample(PRUNING_SAMPLES, random).cpu())
+    elif config.student.init == "prune":
+        raise UserError(f"student.init: 'prune' does not fit, {obstacle}; use 'auto' or 'random'")
 
 
 def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | None:
     """What the configured generators start from; None for networks that start from their latent vector alone."""
-    return Mixture(config.generator.prior, teacher, device) if config.generator.prior else None
+    if not config.generator.prior:
+        return None
+    prior = Mixture(config.generator.prior, teacher, device)
+    return Chosen(prior, teacher, config.generator.candidates) if config.generator.candidates else prior
 
 
 def make_synthesizer(

@@ -64,7 +64,7 @@ def generator_loss(
 ) -> Tensor:
     """The weighted sum of the terms that are switched on, a scalar.
 
-    observations: (N, *shape) float within bounds; labels: (N,) int64, the actions wanted where `label` is on.
+    observations: (N, *shape) float within bounds; labels: (N,) int64, the actions that `label` and `logit` want.
     """
     with recorded(teacher, settings) as record:
         logits = policy_logits(teacher(observations), teacher.config.output_scale)
@@ -73,6 +73,8 @@ def generator_loss(
         loss = loss + settings.one_hot * objectives.one_hot(logits).mean()
     if settings.label:
         loss = loss + settings.label * objectives.label(logits, labels).mean()
+    if settings.logit:
+        loss = loss + settings.logit * objectives.wanted_logit(logits, labels).mean()
     if settings.entropy:
         loss = loss + settings.entropy * objectives.information_entropy(logits)
     if settings.activation:

@@ -49,17 +49,17 @@ class DirectGenerator:
     def __init__(self, prior: Prior, settings: GeneratorSettings, probe: torch.Generator) -> None:
         self.prior, self.settings = prior, settings
         self.spread = element_spread(prior, probe)
-        self.observations = torch.empty(0)
+        self.first = self.observations = torch.empty(0)
 
     def start(self, rng: torch.Generator) -> None:
         """Draw a batch from the prior."""
-        self.observations = self.prior.sample(self.settings.batch_size, rng)
+        self.first = self.observations = self.prior.sample(self.settings.batch_size, rng)
 
     def improve(self, objective: Objective, rng: torch.Generator) -> float:
         """See Generator; gradients are scaled to unit root mean square in each sample."""
         value, steps = 0.0, self.settings.steps
         for step in range(steps):
-            x = self.observations.requires_grad_()
+            x = self.observations.detach().requires_grad_()
             loss = objective(x)
             (gradient,) = torch.autograd.grad(loss, x)
             direction = unit_rms(smooth(gradient * self.spread, self.settings.blur, self.prior.spec))
@@ -70,8 +70,9 @@ class DirectGenerator:
         return value
 
     def emit(self, rng: torch.Generator) -> Tensor:
-        """The observations as they are now."""
-        return self.observations.detach()
+        """The observations as they are now, after those of the start if these are to be kept."""
+        moved = self.settings.keep_start and self.settings.steps > 0
+        return torch.cat([self.first, self.observations]) if moved else self.observations.detach()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every order starts anew."""

@@ -25,6 +25,11 @@ def label(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def wanted_logit(logits: Tensor, labels: Tensor) -> Tensor:
+    """Minus the logit (N,) of a wanted action (N,) int64: low where the teacher answers as it does to what it knows."""
+    return -logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
 def information_entropy(logits: Tensor) -> Tensor:
     """Negative entropy of the batch's mean policy, a scalar: low where actions are balanced (DAFL, equation 5)."""
     mean = torch.softmax(logits, -1).mean(0)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from math import log, prod
+from math import ceil, log, prod
 from typing import Literal
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
 from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.prune import with_layer_inputs
 from gasim_ray.core.seeds import rng
 from gasim_ray.errors import UserError
 
@@ -288,6 +290,80 @@ class Contours(Pictures):
         return lines * torch.sigmoid(6 * window)
 
 
+class Shapes(Pictures):
+    """A filled shape amid an empty ground, of one or two tones and some texture, every other one its mirror image."""
+
+    #: Shortest and longest half-axis of the ellipse that an outline is bent from, in halves of the picture's sides.
+    half_axes = (0.35, 1.1)
+
+    def __init__(self, teacher: Model, device: torch.device | str) -> None:
+        super().__init__(teacher, device)
+        height, width = self.spec.network_shape[1:]
+        self.down = torch.linspace(-1, 1, height, device=device).reshape(1, 1, -1, 1)
+        self.right = torch.linspace(-1, 1, width, device=device)
+
+    def unit(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Pictures."""
+        outline, parts, texture = (self.field(count, cells, generator) for cells in ((2, 6), (2, 8), (4, 14)))
+        alike = self.uniform(count, 0, 1, generator) < 0.5
+        outline, parts, texture = (torch.where(alike, mirrored(f), f) for f in (outline, parts, texture))
+        tall, wide = (self.uniform(count, *self.half_axes, generator) for _ in range(2))
+        inside = 1 - (self.down / tall) ** 2 - (self.right / wide) ** 2 + 0.7 * outline
+        sharpness = self.uniform(count, log(3), log(15), generator).exp()
+        first, second = (self.uniform(count, 0.2, 1.0, generator) for _ in range(2))
+        where = torch.sigmoid(8 * (parts - self.uniform(count, -2.0, 2.0, generator)))
+        tone = first + (second - first) * where + self.uniform(count, 0.0, 0.25, generator) * texture
+        return torch.sigmoid(sharpness * inside) * tone.clamp(0, 1)
+
+
+class Leaves(Shapes):
+    """Dead leaves: a few soft ellipses and boxes, each over those before it, some as dark as the ground.
+
+    Every other picture is its own mirror image (Lee, Mumford & Huang 2001; as a prior, Baradad et al. 2021).
+    """
+
+    #: Leaves in each picture.
+    count = 6
+
+    def unit(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Pictures."""
+        alike = self.uniform(count, 0, 1, generator) < 0.5
+        bend, texture = (self.field(count, cells, generator) for cells in ((2, 6), (4, 14)))
+        bend, texture = (torch.where(alike, mirrored(f), f) for f in (bend, texture))
+        bent = self.uniform(count, 0.0, 0.15, generator) * bend
+        sharpness = self.uniform(count, log(12), log(60), generator).exp()
+        picture = torch.zeros_like(bend)
+        for index in range(self.count):
+            inside = self.leaf(count, 0.9 if index < 2 else 0.5, generator)
+            inside = torch.where(alike, torch.maximum(inside, inside.flip(3)), inside)
+            tone = self.uniform(count, 0.2, 1.0, generator)
+            if index > 0:
+                tone = tone * (self.uniform(count, 0, 1, generator) < 0.7)
+            cover = torch.sigmoid(sharpness * (inside + bent))
+            if index > 1:
+                cover = cover * (self.uniform(count, 0, 1, generator) < 0.6)
+            picture = picture + cover * (tone - picture)
+        shaded: Tensor = picture * (1 + self.uniform(count, 0.0, 0.35, generator) * texture)
+        return shaded.clamp(0, 1)
+
+    def leaf(self, count: int, largest: float, generator: torch.Generator) -> Tensor:
+        """How far inside a turned ellipse or box each pixel is, in halves of the sides: (count, 1, height, width)."""
+        tall, wide = (self.uniform(count, log(0.08), log(largest), generator).exp() for _ in range(2))
+        down, right = (self.uniform(count, -0.6, 0.6, generator) for _ in range(2))
+        angle = self.uniform(count, -1.0, 1.0, generator) ** 3 * 1.6
+        y, x = self.down - down, self.right - right
+        along, across = (x * angle.cos() + y * angle.sin()) / wide, (y * angle.cos() - x * angle.sin()) / tall
+        round_ = (along.square() + across.square()).sqrt()
+        square = torch.maximum(along.abs(), across.abs())
+        distance = torch.where(self.uniform(count, 0, 1, generator) < 0.5, round_, square)
+        return (1 - distance) * (tall * wide).sqrt()
+
+
+def mirrored(fields: Tensor) -> Tensor:
+    """Fields (N, channels, height, width) that are the same left and right, of the same deviation."""
+    return (fields + fields.flip(3)) / 2**0.5
+
+
 #: Name -> prior: one line each.
 PRIORS: dict[str, type[Prior]] = {
     "uniform": Uniform,
@@ -296,6 +372,8 @@ PRIORS: dict[str, type[Prior]] = {
     "undecided": Undecided,
     "fields": Fields,
     "contours": Contours,
+    "shapes": Shapes,
+    "leaves": Leaves,
 }
 
 
@@ -320,3 +398,33 @@ class Mixture(Prior):
         """See Prior."""
         shares = [count // len(self.priors) + (i < count % len(self.priors)) for i in range(len(self.priors))]
         return torch.cat([p.sample(n, generator) for p, n in zip(self.priors, shares, strict=True) if n])
+
+
+class Chosen(Prior):
+    """Of another prior's observations those that the teacher answers most decidedly, as many for each action.
+
+    A classifier's outputs are farthest apart on what it was trained on (the measure of Hendrycks et al. 2022 for what
+    it has not seen). A picture of more contrast excites everything, so outputs are taken relative to the excitement of
+    the first layer: that tells which of several priors resembles the data. Observation i of a sample has, among
+    `candidates` times as many, one of the greatest outputs for action i modulo the number of actions.
+    """
+
+    def __init__(self, prior: Prior, teacher: Model, candidates: int) -> None:
+        super().__init__(teacher, prior.device)
+        self.prior, self.teacher, self.candidates = prior, teacher.to(prior.device), candidates
+        self.knowledge = prior.knowledge
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Prior."""
+        drawn = self.prior.sample(count * self.candidates, generator)
+        decided = torch.cat([self.decidedness(part) for part in torch.split(drawn, 1024)])
+        best = decided.topk(ceil(count / decided.shape[1]), dim=0).indices
+        return drawn[best.flatten()[:count]]
+
+    def decidedness(self, observations: Tensor) -> Tensor:
+        """Centred outputs (N, actions) to observations (N, *spec.shape), over the norm of the first layer's answer."""
+        outputs, inputs = with_layer_inputs(self.teacher, observations)
+        excitement = inputs[min(1, len(inputs) - 1)].flatten(1).norm(dim=1, keepdim=True)
+        relative: Tensor = policy_logits(outputs, 1.0) / (excitement + 0.1 * excitement.median()).clamp_min(1e-6)
+        return relative

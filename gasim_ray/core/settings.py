@@ -32,6 +32,10 @@ class StudentSettings:
     architecture: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
     """A registered architecture's name or package.module:factory under "name", its settings beside it."""
 
+    init: Literal["random", "prune", "auto"] = "random"
+    """Where its weights start: `random`; `prune`, the teacher cut down to its size, which needs the teacher's chain of
+    layers with fewer units; `auto`, that where it fits."""
+
     learning_rate: float = 3e-3
     """Adam's learning rate at the start; it falls to zero along a cosine of the budget spent."""
 
@@ -71,6 +75,10 @@ class GeneratorSettings:
     prior: tuple[str, ...] = ("uniform",)
     """Distributions that observations start from, in equal shares; a network may have none."""
 
+    candidates: int = 0
+    """Samples of the prior for each that is used: those are, which the teacher answers most decidedly, as many for
+    each action; 0 takes them as they come."""
+
     actors: int = 2
     """Generator actors."""
 
@@ -96,6 +104,9 @@ class GeneratorSettings:
 
     meta: float = 0.0
     """Share of the way to where a network ended that its next start moves (Reptile); 0 starts from fresh weights."""
+
+    keep_start: bool = False
+    """Emit the observations that a direct generator started from beside what became of them."""
 
     blur: float = 0.0
     """Standard deviation in pixels of the blur of a direct generator's gradient."""
@@ -139,7 +150,10 @@ class ObjectiveSettings:
     """Cross-entropy to the teacher's own choice."""
 
     label: float = 0.0
-    """Cross-entropy to an action drawn at random for each observation."""
+    """Cross-entropy to the action wanted of each observation; all actions are wanted equally often."""
+
+    logit: float = 0.0
+    """Minus the centred policy logit of that action, which goes on rising where cross-entropy is satisfied."""
 
     entropy: float = 0.0
     """Negative entropy of the batch's mean policy."""
@@ -177,7 +191,17 @@ class ObjectiveSettings:
 
 
 #: The fields of ObjectiveSettings that are weights of terms.
-TERMS = ("one_hot", "label", "entropy", "activation", "adversarial", "batch_norm", "total_variation", "contrastive")
+TERMS = (
+    "one_hot",
+    "label",
+    "logit",
+    "entropy",
+    "activation",
+    "adversarial",
+    "batch_norm",
+    "total_variation",
+    "contrastive",
+)
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,7 @@ class Synthesizer:
         slot = self.slots[index]
         if self._is_due(slot, index):
             self._restart(slot, random)
-        labels = torch.randint(
-            self.teacher.config.actions, (self.settings.batch_size,), generator=random, device=self.device
-        )
+        labels = torch.arange(self.settings.batch_size, device=self.device) % self.teacher.config.actions
 
         def objective(observations: Tensor) -> Tensor:
             loss = generator_loss(observations, self.teacher, self.student, labels, self.objective)

@@ -1,8 +1,9 @@
 """gasim: our own. GAS with direct generators that start from what the teacher's weights tell of its data.
 
-Vectors start from the teacher's geometry (core.prior) at many scales; images from lines along the level sets of smooth
-random fields. Each order draws a fresh batch and moves it a few steps to where teacher and student disagree, so every
-batch is a re-initialisation. The student replays a pool.
+Vectors start from the teacher's geometry (core.prior) at many scales; images from lines, shapes and dead leaves, of
+which those are taken that the teacher answers most decidedly, as many for each class. Each order draws a fresh batch
+and moves it a few steps to where teacher and student disagree, so every batch is a re-initialisation. The student
+replays a pool; an image student starts as the teacher cut down to its size where that fits (core.prune).
 """
 
 from __future__ import annotations
@@ -26,18 +27,28 @@ def vector_preset() -> Tree:
 
 
 def image_preset() -> Tree:
-    """Contours, moved a little along a blurred gradient; each is labelled in four shifted views."""
+    """Lines, shapes and dead leaves that the teacher answers decidedly, and what a few steps make of them."""
     return {
         "generator": {
             "kind": "direct",
-            "prior": ["contours"],
-            "steps": 3,
-            "learning_rate": 0.25,
+            "prior": ["contours", "shapes", "leaves"],
+            "candidates": 8,
+            "actors": 1,
+            "steps": 2,
+            "learning_rate": 0.2,
+            "keep_start": True,
             "blur": 1.0,
-            "views": 4,
-            "shift": 2,
+            "views": 3,
+            "shift": 1,
         },
-        "objective": {"label": 1.0, "adversarial": 3.0, "bound": 4.0},
+        "objective": {"logit": 1.0, "adversarial": 3.0, "bound": 4.0},
         "pool": {"capacity": 200_000, "hard": 0.5, "fade": 0.5},
-        "student": {"learning_rate": 4e-3, "batch_size": 256, "steps": 10, "logits_weight": 0.05},
+        "student": {
+            "init": "auto",
+            "learning_rate": 6e-3,
+            "batch_size": 256,
+            "steps": 10,
+            "temperature": 3.0,
+            "logits_weight": 0.3,
+        },
     }
