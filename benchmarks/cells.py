@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +38,23 @@ class Cell:
     group: str
     #: Episodes of each score, for policies.
     episodes: int
-    #: The distillation; `real` and `speed` cells take the settings of `gasim`.
-    config: DistillConfig
+    #: The distillation as a tree; `real` and `speed` cells take the settings of `gasim`.
+    tree: dict[str, Any]
+
+    @cached_property
+    def config(self) -> DistillConfig:
+        """The distillation; raises UserError while the teacher is not made."""
+        return build_config(self.tree)
+
+    @property
+    def teacher(self) -> Path:
+        """The teacher's folder."""
+        return Path(self.tree["teacher"])
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the teacher is there; without one the cell is pending."""
+        return (self.teacher / "config.json").exists()
 
     @property
     def name(self) -> str:
@@ -56,7 +72,7 @@ class Cell:
 
         A setting that is off counts for nothing, so that a new one that is off leaves what was recorded valid.
         """
-        teacher = load_config(Path(self.config.teacher)).to_json()
+        teacher = load_config(self.teacher).to_json()
         cell = {"out": "", "episodes": self.episodes, "method": self.method, "teacher": teacher}
         fields = without_off({**plain(asdict(self.config)), **cell})
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
@@ -96,14 +112,12 @@ def methods_of(declared: dict[str, Any]) -> list[str]:
 
 
 def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed: int) -> Cell:
-    """One cell with its whole configuration; a variant is a method with other settings under a name of its own."""
+    """One cell with all its settings; a variant is a method with other settings under a name of its own."""
     settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
     variant = {"method": "gasim"} if method == REAL else declared.get("variants", {}).get(method, {"method": method})
-    config = build_config(merged(declared["config"], settings, variant, {"seed": seed}))
+    tree = merged(declared["config"], settings, variant, {"seed": seed})
     group = declared["tasks"][task].get("group", suite)
-    return Cell(
-        suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), config
-    )
+    return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), tree)
 
 
 def merged(*trees: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +144,8 @@ def read_results(suite: str) -> list[dict[str, Any]]:
 def current_results(suite: str) -> dict[str, dict[str, Any]]:
     """Cell name -> its newest line at the current definition."""
     lines = {(line["task"], line["method"], line["seed"], line["definition"]): line for line in read_results(suite)}
-    found = {cell.name: lines.get((cell.task, cell.method, cell.seed, cell.definition)) for cell in load_suite(suite)}
+    cells = [cell for cell in load_suite(suite) if cell.has_teacher]
+    found = {cell.name: lines.get((cell.task, cell.method, cell.seed, cell.definition)) for cell in cells}
     return {name: line for name, line in found.items() if line is not None}
 
 

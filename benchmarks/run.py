@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from rich.console import Console
 from benchmarks.cells import REAL, Cell, append_result, current_results, load_suite, suite_names
 from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
-from gasim_ray.core.model import Model, ModelConfig, load_model
+from gasim_ray.core.model import Model, ModelConfig, load_config, load_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
 from gasim_ray.evaluation.controls import untrained
@@ -36,7 +37,10 @@ from gasim_ray.evaluation.tasks import TEACHER, DatasetTask, EnvironmentTask, Ta
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill, knowledge_level
 from gasim_ray.run_folder import RunFolder, versions
+from gasim_ray.tasks import training_of
 from gasim_ray.teachers import load_teacher
+from gasim_ray.training.classifier import ClassifierTraining, train_classifier
+from gasim_ray.training.command import show
 
 
 def main() -> int:
@@ -67,7 +71,9 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
     print(f"{suite}: {len(done)} cells recorded, {len(pending)} to run")
     while pending:
         cell = pending[0]
-        if time.monotonic() + expected_seconds(cell) > deadline:
+        if not cell.has_teacher and time.monotonic() < deadline:
+            make_teacher(cell, deadline)
+        if not cell.has_teacher or time.monotonic() + expected_seconds(cell) > deadline:
             break
         started = time.monotonic()
         line = record(cell)
@@ -77,6 +83,21 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
         pending.pop(0)
     if pending:
         print(f"pending: {', '.join(cell.name for cell in pending)}")
+
+
+def make_teacher(cell: Cell, deadline: float) -> None:
+    """Train the teacher of a named task as far as the budget allows; the next sitting goes on.
+
+    Raises UserError for a task without a name.
+    """
+    gpu: dict[str, Any] = {"device": "cuda", "bf16": True, "channels_last": True} if cell.size == "gpu" else {}
+    training = ClassifierTraining(**training_of(cell.task), **gpu)
+    unfinished = cell.teacher.with_name(f"{cell.teacher.name}.unfinished")
+    there = (unfinished / "config.json").exists()
+    spent = load_config(unfinished).source["wall_seconds"] if there else 0.0
+    limited = replace(training, budget_seconds=spent + max(0.0, deadline - time.monotonic()))
+    if train_classifier(limited, unfinished, show, resume=True).config.source["epochs"] == training.epochs:
+        unfinished.rename(cell.teacher)
 
 
 def matches(cell: Cell, only: str) -> bool:
@@ -150,7 +171,10 @@ def measure_method(cell: Cell) -> dict[str, Any]:
 def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
     """What the student scored when: [seconds, score] of each snapshot; nothing where none were kept."""
     task, snapshots = task_of(cell.config.teacher, cell.episodes), folder.read_snapshots()
-    points = [[seconds, task.measure({TEACHER: s})[0][TEACHER].interval.mean] for seconds, s in snapshots.items()]
+    points = [
+        [seconds, task.measure({TEACHER: s.to(cell.config.device)})[0][TEACHER].interval.mean]
+        for seconds, s in snapshots.items()
+    ]
     return {"curve": points} if points else {}
 
 
@@ -170,7 +194,7 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
     teacher = load_teacher(cell.config.teacher)
     teacher_score, observations = teacher_reference(cell.config.teacher, cell.episodes)
     task = task_of(cell.config.teacher, cell.episodes)
-    scores, _ = task.measure({TEACHER: student})
+    scores, _ = task.measure({TEACHER: student.to(cell.config.device)})
     expected, outputs = answers(teacher, observations, TEACHER), answers(student, observations, "student")
     return {
         "metric": task.metric,

@@ -55,6 +55,7 @@ def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
     """One column a task, one row a method or control; mean ± standard deviation over seeds."""
     tasks, methods = list(dict.fromkeys(c.task for c in cells)), list(dict.fromkeys(c.method for c in cells))
     recorded = {task: [results[c.name] for c in cells if c.task == task and c.name in results] for task in tasks}
+    declared = {(c.task, c.method) for c in cells}
 
     def row(name: str, knowledge: str, word: Callable[[list[dict[str, Any]]], str]) -> str:
         return "| " + " | ".join([name, knowledge, *(word(recorded[task]) for task in tasks)]) + " |"
@@ -62,7 +63,10 @@ def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
     def method_row(method: str) -> str:
         levels = {line["knowledge"] for lines in recorded.values() for line in lines if line["method"] == method}
         name = "real observations" if method == REAL else f"`{method}`"
-        return row(name, ", ".join(sorted(levels)), lambda lines: spread([x for x in lines if x["method"] == method]))
+        scores = [
+            spread([x for x in recorded[t] if x["method"] == method]) if (t, method) in declared else "" for t in tasks
+        ]
+        return "| " + " | ".join([name, ", ".join(sorted(levels)), *scores]) + " |"
 
     return [
         "| | knowledge | " + " | ".join(tasks) + " |",

@@ -54,6 +54,12 @@ class DistillConfig:
     device: str = "cpu"
     """Where networks compute: cpu, cuda, or cuda:N with --local."""
 
+    bf16: bool = False
+    """Compute the networks' products in bfloat16; weights, losses and labels stay float32."""
+
+    channels_last: bool = False
+    """Keep images channels last in memory, which suits convolutions on GPUs."""
+
     local: bool = False
     """Run in this process without Ray, one generator after another, synchronously."""
 

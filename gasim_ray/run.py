@@ -18,8 +18,9 @@ from gasim_ray.actors.loop import Loop, Progress
 from gasim_ray.actors.workers import LocalWorkers, WorkerLost, Workers, make_prior, make_student
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.distill import check_objective, with_source
+from gasim_ray.core.mixture import most_knowledge
 from gasim_ray.core.model import Model, save_model
-from gasim_ray.core.prior import Knowledge, most_knowledge
+from gasim_ray.core.prior import Knowledge
 from gasim_ray.errors import UserError
 from gasim_ray.report.display import Display
 from gasim_ray.report.samples import save_samples
@@ -43,7 +44,7 @@ def distill(config: DistillConfig, display: Display, resume: bool = False, overw
     """
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device: {config.device} is not there (PyTorch sees no GPU); use cpu")
-    teacher = load_teacher(Path(config.teacher))
+    teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
     check_objective(teacher, config.generator, config.objective)
     folder = RunFolder(config.run_folder())

@@ -33,9 +33,14 @@ class NamedTask:
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _wide(depth: int, width: int) -> dict[str, Any]:
+    return {"name": "wide_resnet", "depth": depth, "width": width}
+
+
 _LENET, _LENET_HALF = {"name": "lenet5"}, {"name": "lenet5", "width": 0.5}
 _RESNET_34, _RESNET_18 = {"name": "resnet", "depth": 34}, {"name": "resnet", "depth": 18}
 _PLAIN = {"normalised": False}
+_CIFAR = {"epochs": 40, "flip": True, "weight_decay": 0.05}
 
 #: Name -> task. Fashion's four groups: upper body (T-shirt, pullover, coat, shirt), legs (trouser, dress), shoes, bag.
 TASKS: dict[str, NamedTask] = {
@@ -45,14 +50,10 @@ TASKS: dict[str, NamedTask] = {
     "mnist-parity": NamedTask("mnist", _LENET, _LENET_HALF, "0,2,4,6,8/1,3,5,7,9"),
     "fashion-merged": NamedTask("fashion-mnist", _LENET, _LENET_HALF, "0,2,4,6/1,3/5,7,9/8", {"epochs": 30}),
     "mnist-sample": NamedTask("mnist-sample", _LENET, _LENET_HALF),
-    "cifar10-small": NamedTask(
-        "cifar10", {"name": "wide_resnet", "depth": 16, "width": 2}, {"name": "wide_resnet", "depth": 16, "width": 1}
-    ),
-    "cifar10": NamedTask("cifar10", _RESNET_34, _RESNET_18),
-    "cifar10-wrn": NamedTask(
-        "cifar10", {"name": "wide_resnet", "depth": 40, "width": 2}, {"name": "wide_resnet", "depth": 16, "width": 1}
-    ),
-    "cifar10-nobn": NamedTask("cifar10", {**_RESNET_34, **_PLAIN}, {**_RESNET_18, **_PLAIN}),
+    "cifar10-small": NamedTask("cifar10", _wide(16, 2), _wide(16, 1), training={**_CIFAR, "epochs": 20}),
+    "cifar10": NamedTask("cifar10", _RESNET_34, _RESNET_18, training=_CIFAR),
+    "cifar10-wrn": NamedTask("cifar10", _wide(40, 2), _wide(16, 1), training=_CIFAR),
+    "cifar10-nobn": NamedTask("cifar10", {**_RESNET_34, **_PLAIN}, {**_RESNET_18, **_PLAIN}, training=_CIFAR),
 }
 
 

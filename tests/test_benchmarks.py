@@ -14,12 +14,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import cells, run, speed, tables
-from benchmarks.cells import REAL, current_results, load_suite, read_results, suite_names
+from benchmarks import cells, figures, run, speed, tables
+from benchmarks.cells import REAL, current_results, load_suite, merged, read_results, suite_names
 from benchmarks.methods import method_pages
 from benchmarks.speed import SIDES
 from gasim_ray.errors import UserError
 from gasim_ray.methods import METHODS
+from gasim_ray.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
 ARCHITECTURE = {"name": "mlp", "hidden": [8]}
@@ -30,6 +31,7 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A declared suite `small` of one task and three methods; nothing that is recorded leaves the test's folder."""
     (tmp_path / "suites").mkdir()
     monkeypatch.setattr(cells, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "FILES", (tmp_path / "README.md",))
     monkeypatch.chdir(tmp_path)
     teacher = str(REPOSITORY / "benchmarks" / "teachers" / "cartpole-dqn")
@@ -65,7 +67,10 @@ def test_each_declared_suite_can_be_read(name: str, monkeypatch: pytest.MonkeyPa
     found = load_suite(name)
     assert len({cell.name for cell in found}) == len(found) > 0
     assert all(cell.task in SIDES for cell in found if cell.kind == "speed")
-    for folder, episodes in {(cell.config.teacher, cell.episodes) for cell in found if cell.kind == "distill"}:
+    made = [cell for cell in found if cell.has_teacher]
+    # What has no teacher yet is pending, and is made by the runner, which knows named tasks.
+    assert {cell.task for cell in found if not cell.has_teacher} <= set(TASKS)
+    for folder, episodes in {(cell.config.teacher, cell.episodes) for cell in made if cell.kind == "distill"}:
         source = json.loads((REPOSITORY / folder / "config.json").read_text())["source"]
         assert "dataset" in source or episodes >= 2
 
@@ -84,12 +89,12 @@ def test_the_definition_changes_with_what_the_result_depends_on(suite: dict[str,
     changed = [
         replace(cell, episodes=4),
         replace(cell, method=REAL),
-        replace(cell, config=replace(cell.config, seed=5)),
-        replace(cell, config=replace(cell.config, pool=replace(cell.config.pool, hard=0.9))),
-        replace(cell, config=replace(cell.config, budget=replace(cell.config.budget, student_steps=41))),
+        replace(cell, tree=merged(cell.tree, {"seed": 5})),
+        replace(cell, tree=merged(cell.tree, {"pool": {"hard": 0.9}})),
+        replace(cell, tree=merged(cell.tree, {"budget": {"student_steps": 41}})),
     ]
     assert len({c.definition for c in [cell, *changed]}) == 6
-    assert replace(cell, config=cell.config.at(Path("elsewhere"))).definition == cell.definition
+    assert replace(cell, tree={**cell.tree, "out": "elsewhere"}).definition == cell.definition
     assert load_suite("small")[1].definition == cell.definition
 
 
@@ -119,6 +124,31 @@ def test_a_cell_that_keeps_snapshots_records_a_curve(suite: dict[str, Any]) -> N
     assert len(points) >= 2
     assert [seconds for seconds, _ in points] == sorted(seconds for seconds, _ in points)
     assert all(0 < seconds < 1.5 and score >= 8 for seconds, score in points)
+
+
+def test_a_cell_without_a_teacher_is_pending_until_the_runner_has_trained_it(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {"mnist-sample": {"teacher": "teachers/mnist-sample", "student": {"architecture": {"name": "lenet5"}}}}
+    declare({**suite, "tasks": task, "methods": {"noise": [0]}})
+    assert started(monkeypatch, run, "small", "--budget-minutes", "0") == 0
+    assert "pending: mnist-sample-noise-0" in capsys.readouterr().out
+    assert not Path("teachers/mnist-sample").exists()
+    assert current_results("small") == {}
+    assert started(monkeypatch, run, "small") == 0
+    line = current_results("small")["mnist-sample-noise-0"]
+    assert line["teacher_score"] > 0.7
+    assert [path.name for path in Path("teachers").iterdir()] == ["mnist-sample"]
+
+
+def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any]) -> None:
+    line = {"method": "noise", "metric": "accuracy", "teacher_score": 0.9, "wall_seconds": 3.0}
+    first = {**line, "curve": [[1.0, 0.2], [2.0, 0.4]], "student_score": 0.5}
+    second = {**line, "curve": [[1.2, 0.4], [2.2, 0.6]], "student_score": 0.7}
+    seconds, scores = figures.mean_curve([first, second])
+    assert seconds == pytest.approx([1.1, 2.1, 3.0])
+    assert scores == pytest.approx([30.0, 50.0, 60.0])
+    assert (cells.ROOT.parent / figures.draw("small", "cartpole", [first, second])).stat().st_size > 1000
 
 
 def test_an_unknown_suite_is_refused(suite: dict[str, Any]) -> None:

@@ -73,6 +73,8 @@ def distil(teacher: Path, tmp_path: Path, config_file: Callable[..., Path]) -> C
         (["--student.architecture={'name': 'mpl'}"], ["architecture", "mpl", "mlp"]),
         (["--student.architecture={'name': 'lenet5'}"], ["architecture", "lenet5 refuses", "[4]"]),
         (["--student.architecture={'name': 'no.such:thing'}"], ["architecture", "no.such:thing"]),
+        (["--student.architecture={'name': 'test_cli:broken'}"], ["architecture", "test_cli:broken refuses", "no way"]),
+        (["--student.init=prune", "--student.architecture={'name': 'dueling_mlp'}"], ["student.init", "use 'auto'"]),
         (["--resume"], ["out", "run holds no checkpoint"]),
         (["--teacher=elsewhere"], ["elsewhere", "no model there"]),
     ],
@@ -82,6 +84,16 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
 ) -> None:
     refused(distil(*more), *said)
     assert not (tmp_path / "run").exists()
+
+
+def broken(input_shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
+    """A factory of the user's with a mistake in it."""
+    raise RuntimeError("no way")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_where_there_is_none_is_refused(distil: Callable[..., list[object]], refused: Refused) -> None:
+    refused(distil("--device=cuda"), "device: cuda is not there", "use cpu")
 
 
 class TwoActions(torch.nn.Linear):

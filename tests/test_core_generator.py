@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gasim_ray.core.generator import DirectGenerator, NetworkGenerator, element_spread, smooth, unit_rms
+from gasim_ray.core.geometry import Geometry, Undecided
+from gasim_ray.core.mixture import Chosen, Mixture
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.core.prior import Chosen, Contours, Fields, Geometry, Mixture, Prior, Undecided, Uniform, enlargements
+from gasim_ray.core.pictures import Contours, Fields, enlargements
+from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings
 from gasim_ray.errors import UserError

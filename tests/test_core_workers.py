@@ -14,9 +14,10 @@ from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
 from gasim_ray.core.contrast import REMEMBERED, Contrast
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.learner import Learner
+from gasim_ray.core.mixture import Mixture
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import policy_logits
-from gasim_ray.core.prior import Mixture, Uniform
+from gasim_ray.core.prior import Uniform
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, PoolSettings, StudentSettings
 from gasim_ray.core.synthesizer import Synthesizer

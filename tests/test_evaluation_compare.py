@@ -236,5 +236,8 @@ def test_data_set_and_classifier_must_fit(digits, classifier):
     task.check(classifier.config, "teacher")
     with pytest.raises(UserError, match=r"mnist-sample holds images of \[1, 28, 28\], the student reads \[4\]"):
         task.check(balancer().config, "student")
+    unit = replace(classifier.config.observation, dtype="float32", high=(1.0,))
+    with pytest.raises(UserError, match="mnist-sample holds values from 0 to 255, the teacher reads 0 to 1; state"):
+        task.check(replace(classifier.config, observation=unit), "teacher")
     with pytest.raises(UserError, match="mnist-sample has 10 classes, the teacher has 5"):
         task.check(replace(classifier.config, actions=5), "teacher")

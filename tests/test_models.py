@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
+from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.errors import UserError
 from gasim_ray.models import build_network
 from gasim_ray.models.lenet import LeNet5, PooledConvolution
@@ -72,3 +74,19 @@ def test_residual_networks_of_other_depths_are_refused(architecture: dict[str, A
 def test_lenet_refuses_other_sizes() -> None:
     with pytest.raises(ValueError, match="28x28 or 32x32"):
         LeNet5((1, 30, 30), 10)
+
+
+@pytest.mark.parametrize("architecture", [{"name": "resnet", "width": 4}, {"name": "wide_resnet"}])
+def test_half_precision_and_channels_last_change_little(architecture: dict[str, Any]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Model(ModelConfig(architecture, tiny.COLOUR, 10, "logits")).eval()
+        images = torch.rand(8, 3, 32, 32, requires_grad=True)
+    exact = model(images)
+    torch.testing.assert_close(model.computing(bf16=False, channels_last=True)(images), exact, atol=1e-4, rtol=1e-4)
+    halved = model.computing(bf16=True, channels_last=True)(images)
+    assert halved.dtype == torch.float32
+    assert not torch.equal(halved, exact)
+    torch.testing.assert_close(halved, exact, atol=0.1, rtol=0.1)
+    (gradient,) = torch.autograd.grad(halved.sum(), images)
+    assert gradient.abs().sum() > 0

@@ -80,10 +80,24 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     train_classifier(small(lr=0.1, epochs=1), tmp_path / "teacher", lambda _: None, overwrite=True)
 
 
+def test_every_setting_for_larger_images_trains_too(tmp_path: Path) -> None:
+    settings = small(epochs=1, flip=True, weight_decay=0.1, bf16=True, channels_last=True)
+    teacher = train_classifier(settings, tmp_path / "teacher", lambda _: None)
+    assert 0.2 < teacher.config.source["test_accuracy"] <= 1.0
+    plain = train_classifier(small(epochs=1), tmp_path / "plain", lambda _: None)
+    assert not torch.equal(teacher.network.head.weight, plain.network.head.weight)
+
+
 @pytest.mark.parametrize(
     ("changed", "word"),
     [
         ({"epochs": 0}, "epochs: 0"),
+        pytest.param(
+            {"device": "cuda"},
+            "device: cuda is not there",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason=""),
+        ),
+        ({"weight_decay": -0.5}, "weight_decay: -0.5"),
         ({"lr": -1.0}, "lr: -1.0"),
         ({"dataset": "mnis"}, "did you mean 'mnist'"),
         ({"model": "lenet"}, "did you mean 'lenet5'"),

@@ -16,8 +16,9 @@ from gasim_ray.config import DistillConfig
 from gasim_ray.core.batch import StudentWeights
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.learner import LEARNER_KEY, Learner
+from gasim_ray.core.mixture import Chosen, Mixture
 from gasim_ray.core.model import Model
-from gasim_ray.core.prior import Chosen, Mixture, Prior, Uniform
+from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.prune import cut_down, prune_obstacle
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.synthesizer import Synthesizer
@@ -85,7 +86,7 @@ def make_student(teacher: Model, config: DistillConfig, prior: Prior | None) -> 
     student = new_student(teacher, config.student, config.seed, observation)
     if config.student.init != "random":
         start_from_teacher(student, teacher, prior, config)
-    return student
+    return student.computing(config.bf16, config.channels_last)
 
 
 def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig) -> None:

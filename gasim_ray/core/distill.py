@@ -168,8 +168,8 @@ def views(observations: Tensor, settings: GeneratorSettings, spec: ObservationSp
 def shifted(images: Tensor, most: int, rng: torch.Generator) -> Tensor:
     """Images (N, channels, height, width), each moved by its own -most to most pixels along both axes; edges repeat."""
     count, channels, height, width = images.shape
-    down, right = torch.randint(-most, most + 1, (2, count, 1, 1, 1), generator=rng, device=rng.device)
     device = images.device
+    down, right = torch.randint(-most, most + 1, (2, count, 1, 1, 1), generator=rng, device=rng.device).to(device)
     rows = (torch.arange(height, device=device).reshape(1, 1, -1, 1) + down).clamp(0, height - 1)
     columns = (torch.arange(width, device=device) + right).clamp(0, width - 1)
     samples = torch.arange(count, device=device).reshape(-1, 1, 1, 1)

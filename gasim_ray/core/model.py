@@ -90,11 +90,23 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.network = build_network(config.architecture, config.observation.network_shape, config.actions)
+        self.bf16 = self.channels_last = False
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations (N, *shape), any dtype, in the environment's units -> logits or Q-values (N, actions)."""
-        outputs: Tensor = self.network(self.config.observation.normalise(observations))
-        return outputs
+        read = self.config.observation.normalise(observations)
+        if self.channels_last and read.dim() == 4:
+            read = read.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(read.device.type, torch.bfloat16, enabled=self.bf16):
+            outputs: Tensor = self.network(read)
+        return outputs.float() if self.bf16 else outputs
+
+    def computing(self, bf16: bool, channels_last: bool) -> Model:
+        """Itself, from now on with products in bfloat16 (weights and outputs stay float32) and images channels last."""
+        self.bf16, self.channels_last = bf16, channels_last
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
 
     def frozen(self) -> Model:
         """Itself in evaluation mode with no parameter that learns: what a teacher is."""

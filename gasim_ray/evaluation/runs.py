@@ -48,13 +48,14 @@ def control_distiller(run: Path) -> Distil:
 class Recorded(Prior):
     """Real observations, drawn with replacement: only for the control that shows what data would give."""
 
-    def __init__(self, teacher: Model, observations: Observations) -> None:
-        super().__init__(teacher, "cpu")
-        self.observations = torch.from_numpy(observations)
+    def __init__(self, teacher: Model, observations: Observations, device: str) -> None:
+        super().__init__(teacher, device)
+        self.observations = torch.from_numpy(observations).to(self.device)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""
-        return self.observations[torch.randint(len(self.observations), (count,), generator=generator)].float()
+        chosen = torch.randint(len(self.observations), (count,), generator=generator, device=self.device)
+        return self.observations[chosen].float()
 
 
 def distil_control(config: DistillConfig, teacher: Model, real: Observations | None) -> Model:
@@ -63,15 +64,17 @@ def distil_control(config: DistillConfig, teacher: Model, real: Observations | N
     The same student, seed and budget; observations are drawn afresh for each batch and never improved.
     """
     generator = replace(config.generator, kind="direct", steps=0, views=1, actors=1, per_actor=1)
+    device = config.device if torch.cuda.is_available() else "cpu"
     plain = replace(
         config,
         local=True,
-        device="cpu",
+        device=device,
         generator=generator,
         objective=ObjectiveSettings(),
         pool=replace(config.pool, replay=1.0),
     )
-    prior = Uniform(teacher, "cpu") if real is None else Recorded(teacher, real)
+    teacher.computing(config.bf16, config.channels_last)
+    prior = Uniform(teacher, device) if real is None else Recorded(teacher, real, device)
     workers = LocalWorkers(teacher, plain, prior)
     Loop(workers, plain, stop=lambda: False, report=lambda loop: None).run()
     return workers.learner.student.eval()

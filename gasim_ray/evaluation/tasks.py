@@ -117,6 +117,14 @@ class DatasetTask:
             raise UserError(
                 f"dataset: {self.name} holds images of {list(shape)}, the {who} reads {list(model.observation.shape)}"
             )
+        (low, high), (least, most) = (
+            (float(bound.min()) for bound in spec.bounds()) for spec in (self.dataset.spec, model.observation)
+        )
+        if low < least or high > most:
+            raise UserError(
+                f"dataset: {self.name} holds values from {low:g} to {high:g}, the {who} reads {least:g} to {most:g}; "
+                "state the bounds and the normaliser of the images as they are stored"
+            )
         if model.actions != classes:
             raise UserError(f"dataset: {self.name} has {classes} classes, the {who} has {model.actions}")
 

@@ -1,6 +1,6 @@
 """gasim: our own. GAS with direct generators that start from what the teacher's weights tell of its data.
 
-Vectors start from the teacher's geometry (core.prior) at many scales; images from lines, shapes and dead leaves, of
+Vectors start from the teacher's geometry (core.geometry) at many scales; images from lines, shapes and dead leaves, of
 which those are taken that the teacher answers most decidedly, as many for each class. Each order draws a fresh batch
 and moves it a few steps to where teacher and student disagree, so every batch is a re-initialisation. The student
 replays a pool; an image student starts as the teacher cut down to its size where that fits (core.prune).

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
+from gasim_ray.core.geometry import Geometry
 from gasim_ray.core.model import Model, check_finite, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import q_value_scale
-from gasim_ray.core.prior import Geometry, Prior, Uniform
+from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.seeds import rng
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import rllib, torch_module

@@ -57,6 +57,21 @@ class ClassifierTraining:
     lr: float = 2e-3
     """Adam's step size at the start of its cosine."""
 
+    weight_decay: float = 0.0
+    """Share of the step size by which weights shrink at every step, apart from Adam (AdamW)."""
+
+    flip: bool = False
+    """Every other image is mirrored left to right."""
+
+    device: str = "cpu"
+    """Where it computes: cpu or cuda."""
+
+    bf16: bool = False
+    """Compute products in bfloat16; weights and losses stay float32."""
+
+    channels_last: bool = False
+    """Keep images channels last in memory, which suits convolutions on GPUs."""
+
     shift: int = 2
     """Images are moved by up to this many pixels along each axis; edges repeat."""
 
@@ -70,8 +85,11 @@ class ClassifierTraining:
         for name in ("epochs", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not positive")
-        if self.lr <= 0 or self.shift < 0:
-            raise UserError(f"lr: {self.lr} must be positive and shift: {self.shift} not negative")
+        if self.lr <= 0 or self.shift < 0 or self.weight_decay < 0:
+            given = f"lr: {self.lr}, shift: {self.shift}, weight_decay: {self.weight_decay}"
+            raise UserError(f"{given}; lr must be positive and the others not negative")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"device: {self.device} is not there (PyTorch sees no GPU); use cpu")
 
 
 def train_classifier(
@@ -108,8 +126,11 @@ class _Training:
             torch.manual_seed(settings.seed)
             architecture = {"name": settings.model, **settings.arguments}
             self.model = Model(ModelConfig(architecture, data.spec, len(data.class_names), "logits"))
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
-        self.images, self.labels = torch.from_numpy(data.train_images), torch.from_numpy(data.train_labels)
+        self.device = torch.device(settings.device)
+        self.model.to(self.device).computing(settings.bf16, settings.channels_last)
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self.images = torch.from_numpy(data.train_images).to(self.device)
+        self.labels = torch.from_numpy(data.train_labels).to(self.device)
         self.batches = math.ceil(len(self.labels) / settings.batch)
         self.epoch, self.seconds = 0, 0.0
         self.accuracy: float | None = None
@@ -133,7 +154,12 @@ class _Training:
     def _step(self, chosen: Tensor, step: int, random: torch.Generator) -> None:
         done = step / (self.settings.epochs * self.batches)
         self.optimiser.param_groups[0]["lr"] = self.settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+        # Drawn on the CPU, so that every device trains on the same images.
+        chosen = chosen.to(self.device)
         images = shifted(self.images[chosen], self.settings.shift, random)
+        if self.settings.flip:
+            mirrored = torch.rand(len(chosen), generator=random).to(self.device) < 0.5
+            images = torch.where(mirrored.reshape(-1, 1, 1, 1), images.flip(3), images)
         loss = nn.functional.cross_entropy(self.model(images), self.labels[chosen])
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -144,7 +170,8 @@ class _Training:
         self.model.eval()
         images, labels = torch.from_numpy(self.data.test_images), torch.from_numpy(self.data.test_labels)
         with torch.inference_mode():
-            predicted = torch.cat([self.model(part).argmax(1) for part in torch.split(images, TEST_BATCH)])
+            parts = torch.split(images, TEST_BATCH)
+            predicted = torch.cat([self.model(part.to(self.device)).argmax(1).cpu() for part in parts])
         return float((predicted == labels).float().mean())
 
     def checkpoint(self) -> None:
@@ -166,10 +193,10 @@ class _Training:
         path = self.out / "checkpoint" / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=self.device)
         for name, given in self._lasting_settings().items():
-            if state["settings"][name] != given:
-                before = state["settings"][name]
+            before = state["settings"].get(name, given)
+            if before != given:
                 raise UserError(
                     f"{name}: {given!r}, but the checkpoint in {self.out} is of {before!r}; "
                     "give the same or --overwrite"
@@ -181,7 +208,7 @@ class _Training:
 
     def _lasting_settings(self) -> dict[str, Any]:
         """The settings that a resumed training must share with the one it goes on with."""
-        return {k: v for k, v in asdict(self.settings).items() if k not in ("data", "budget_seconds")}
+        return {k: v for k, v in asdict(self.settings).items() if k not in ("data", "budget_seconds", "device")}
 
     def finish(self) -> Model:
         """Save the teacher; a training that ran to its last epoch needs no checkpoint any more."""
@@ -199,7 +226,7 @@ class _Training:
         save_model(self.model, self.out)
         if self.epoch >= self.settings.epochs:
             shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
-        return self.model.frozen()
+        return self.model.cpu().computing(bf16=False, channels_last=False).frozen()
 
     def say(self, message: str = "", step: int = 0) -> None:
         """Report the state."""

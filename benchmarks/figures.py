@@ -1,0 +1,63 @@
+"""Draws score against seconds for every task whose cells kept snapshots: python -m benchmarks.figures.
+
+One picture a task under benchmarks/figures/: a line a method, the mean over its seeds, and the teacher's score.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.cells import ROOT, current_results, suite_names
+from benchmarks.tables import scaled
+
+
+def main() -> int:
+    """Draw every figure for which there are curves."""
+    for suite in suite_names():
+        lines = [line for line in current_results(suite).values() if line.get("curve")]
+        for task in dict.fromkeys(line["task"] for line in lines):
+            print(draw(suite, task, [line for line in lines if line["task"] == task]))
+    return 0
+
+
+def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
+    """Write the figure of one task; returns its path."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for method in dict.fromkeys(line["method"] for line in lines):
+        seconds, scores = mean_curve([line for line in lines if line["method"] == method])
+        axes.plot(seconds, scores, marker=".", label=method)
+    axes.axhline(scaled(lines[0], lines[0]["teacher_score"]), color="black", linestyle=":", label="teacher")
+    axes.set(xlabel="seconds of distillation", ylabel=label(lines[0]), title=task)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", ncols=2)
+    path = ROOT / "figures" / f"{suite}-{task}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return str(path.relative_to(ROOT.parent))
+
+
+def mean_curve(lines: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Seconds and mean score over seeds at each snapshot that all seeds have, and at the end."""
+    curves = [[*line["curve"], [line["wall_seconds"], line["student_score"]]] for line in lines]
+    points = list(zip(*curves, strict=False))
+    return [mean(p[0] for p in point) for point in points], [
+        scaled(lines[0], mean(p[1] for p in point)) for point in points
+    ]
+
+
+def label(line: dict[str, Any]) -> str:
+    """What the score is."""
+    return "test accuracy, %" if line["metric"] == "accuracy" else "mean return"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The registered priors, mixtures of them, and the choice among their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from gasim_ray.core.geometry import Geometry, Undecided
+from gasim_ray.core.model import Model
+from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.pictures import Contours, Fields, Leaves, Shapes
+from gasim_ray.core.prior import Gaussian, Knowledge, Prior, Uniform
+from gasim_ray.core.prune import with_layer_inputs
+from gasim_ray.errors import UserError
+
+#: Name -> prior: one line each.
+PRIORS: dict[str, type[Prior]] = {
+    "uniform": Uniform,
+    "gaussian": Gaussian,
+    "geometry": Geometry,
+    "undecided": Undecided,
+    "fields": Fields,
+    "contours": Contours,
+    "shapes": Shapes,
+    "leaves": Leaves,
+}
+
+
+def most_knowledge(names: Sequence[str]) -> Knowledge:
+    """The highest level among these registered priors; `bounds` if there is none."""
+    levels: tuple[Knowledge, ...] = ("bounds", "generic", "domain")
+    return max((PRIORS[name].knowledge for name in names), key=levels.index, default="bounds")
+
+
+class Mixture(Prior):
+    """Equal shares of several priors; raises UserError for a name that is not registered."""
+
+    def __init__(self, names: Sequence[str], teacher: Model, device: torch.device | str) -> None:
+        super().__init__(teacher, device)
+        for name in names:
+            if name not in PRIORS:
+                raise UserError(f"generator.prior: {name!r} is not one of {', '.join(PRIORS)}")
+        self.priors = [PRIORS[name](teacher, device) for name in names]
+        self.knowledge = most_knowledge(names)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Prior."""
+        shares = [count // len(self.priors) + (i < count % len(self.priors)) for i in range(len(self.priors))]
+        return torch.cat([p.sample(n, generator) for p, n in zip(self.priors, shares, strict=True) if n])
+
+
+class Chosen(Prior):
+    """Of another prior's observations those that the teacher answers most decidedly, as many for each action.
+
+    A classifier's outputs are farthest apart on what it was trained on (the measure of Hendrycks et al. 2022 for what
+    it has not seen). A picture of more contrast excites everything, so outputs are taken relative to the excitement of
+    the first layer: that tells which of several priors resembles the data. Observation i of a sample has, among
+    `candidates` times as many, one of the greatest outputs for action i modulo the number of actions.
+    """
+
+    def __init__(self, prior: Prior, teacher: Model, candidates: int) -> None:
+        super().__init__(teacher, prior.device)
+        self.prior, self.teacher, self.candidates = prior, teacher.to(prior.device), candidates
+        self.knowledge = prior.knowledge
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Prior."""
+        drawn = self.prior.sample(count * self.candidates, generator)
+        decided = torch.cat([self.decidedness(part) for part in torch.split(drawn, 1024)])
+        best = decided.topk(ceil(count / decided.shape[1]), dim=0).indices
+        return drawn[best.flatten()[:count]]
+
+    def decidedness(self, observations: Tensor) -> Tensor:
+        """Centred outputs (N, actions) to observations (N, *spec.shape), over the norm of the first layer's answer."""
+        outputs, inputs = with_layer_inputs(self.teacher, observations)
+        excitement = inputs[min(1, len(inputs) - 1)].flatten(1).norm(dim=1, keepdim=True)
+        relative: Tensor = policy_logits(outputs, 1.0) / (excitement + 0.1 * excitement.median()).clamp_min(1e-6)
+        return relative
