@@ -47,8 +47,8 @@ def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
 
 def mean_curve(lines: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
     """Seconds and mean score over seeds at each snapshot that all seeds have, and at the end."""
-    curves = [[*line["curve"], [line["wall_seconds"], line["student_score"]]] for line in lines]
-    points = list(zip(*curves, strict=False))
+    ends = [[line["wall_seconds"], line["student_score"]] for line in lines]
+    points = [*zip(*(line["curve"] for line in lines), strict=False), ends]
     return [mean(p[0] for p in point) for point in points], [
         scaled(lines[0], mean(p[1] for p in point)) for point in points
     ]

@@ -25,7 +25,7 @@ from rich.console import Console
 from benchmarks.cells import REAL, Cell, append_result, current_results, load_suite, suite_names
 from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
-from gasim_ray.core.model import Model, ModelConfig, load_config, load_model
+from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
 from gasim_ray.evaluation.controls import untrained
@@ -93,8 +93,8 @@ def make_teacher(cell: Cell, deadline: float) -> None:
     gpu: dict[str, Any] = {"device": "cuda", "bf16": True, "channels_last": True} if cell.size == "gpu" else {}
     training = ClassifierTraining(**training_of(cell.task), **gpu)
     unfinished = cell.teacher.with_name(f"{cell.teacher.name}.unfinished")
-    there = (unfinished / "config.json").exists()
-    spent = load_config(unfinished).source["wall_seconds"] if there else 0.0
+    state = unfinished / "checkpoint" / "state.pt"
+    spent = torch.load(state, weights_only=True, map_location="cpu")["seconds"] if state.exists() else 0.0
     limited = replace(training, budget_seconds=spent + max(0.0, deadline - time.monotonic()))
     if train_classifier(limited, unfinished, show, resume=True).config.source["epochs"] == training.epochs:
         unfinished.rename(cell.teacher)

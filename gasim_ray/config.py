@@ -55,7 +55,7 @@ class DistillConfig:
     """Where networks compute: cpu, cuda, or cuda:N with --local."""
 
     bf16: bool = False
-    """Compute the networks' products in bfloat16; weights, losses and labels stay float32."""
+    """Compute the networks' products in bfloat16, labels included; weights and losses stay float32."""
 
     channels_last: bool = False
     """Keep images channels last in memory, which suits convolutions on GPUs."""

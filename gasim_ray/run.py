@@ -110,7 +110,7 @@ def _drive(
         nonlocal last_row, last_checkpoint, snapshots
         now = time.perf_counter()
         display.show(loop.progress)
-        if snapshots_due(config, loop.progress.seconds) > snapshots:
+        if snapshots_due(config, loop.progress.seconds) > snapshots and loop.progress.spent < 1.0:
             keep_snapshot(loop)
             snapshots = snapshots_due(config, loop.progress.seconds)
         if now - last_row >= METRICS_SECONDS:

@@ -25,6 +25,7 @@ from gasim_ray.actors.loop import Progress
 from gasim_ray.config import DistillConfig, parse_config, plain
 from gasim_ray.core.model import Model, load_model, save_model
 from gasim_ray.errors import UserError
+from gasim_ray.teachers.folder import replaced_folder
 
 #: Settings that may differ between a run and its continuation.
 FREE_ON_RESUME = ("budget", "checkpoint_seconds", "out", "snapshot_seconds")
@@ -105,6 +106,9 @@ class RunFolder:
                     f"{key}: {value} differs from {saved.get(key)} of the run in {self.path}; use another --out"
                 )
         self._trim_metrics(state["progress"]["seconds"])
+        for snapshot in self.snapshots.glob("*.?"):
+            if float(snapshot.name) > state["progress"]["seconds"]:
+                shutil.rmtree(snapshot)
         return state
 
     def _trim_metrics(self, seconds: float) -> None:
@@ -130,8 +134,9 @@ class RunFolder:
             raise OSError(f"{self.checkpoint}: not written ({' '.join(str(error).split())})") from error
 
     def save_snapshot(self, seconds: float, student: Model) -> None:
-        """Keep a copy of the student as it was after so many seconds."""
-        save_model(student, self.snapshots / f"{seconds:08.1f}")
+        """Keep a copy of the student as it was after so many seconds; it appears when it is whole."""
+        with replaced_folder(self.snapshots / f"{seconds:08.1f}") as folder:
+            save_model(student, folder)
 
     def read_snapshots(self) -> dict[float, Model]:
         """Seconds -> the student as it was then, in order of time."""

@@ -87,9 +87,10 @@ class RayWorkers:
         self.config = config
         self.gauges: dict[str, Any] = {}
         self.teacher = ray.put(teacher)
-        learner_gpus = 1 if config.device.startswith("cuda") and config.generator.gpus == 0 else config.generator.gpus
         self.learner = (
-            ray.remote(LearnerActor).options(num_cpus=LEARNER_CPUS, num_gpus=learner_gpus).remote(self.teacher, config)
+            ray.remote(LearnerActor)
+            .options(num_cpus=LEARNER_CPUS, num_gpus=learner_gpus(config))
+            .remote(self.teacher, config)
         )
         self.generators = [self._start(actor) for actor in range(config.generator.actors)]
         ray.get([actor.__ray_ready__.remote() for actor in (self.learner, *self.generators)])
@@ -163,6 +164,11 @@ class RayWorkers:
             ray.kill(actor)
 
 
+def learner_gpus(config: DistillConfig) -> float:
+    """GPUs that the learner reserves: none on a CPU, else a generator's share, or a whole one if those have none."""
+    return (config.generator.gpus or 1.0) if config.device.startswith("cuda") else 0.0
+
+
 def check_resources(config: DistillConfig) -> None:
     """Raise UserError if the cluster has less free than the run reserves: Ray would wait for ever.
 
@@ -171,7 +177,7 @@ def check_resources(config: DistillConfig) -> None:
     generator = config.generator
     wanted = {
         "CPU": LEARNER_CPUS + generator.actors * generator.cpus,
-        "GPU": generator.actors * generator.gpus + (1 if config.device.startswith("cuda") else 0),
+        "GPU": generator.actors * generator.gpus + learner_gpus(config),
     }
     deadline = time.monotonic() + RELEASE_SECONDS
     while short := lacking(wanted, ray.available_resources()):

@@ -95,7 +95,8 @@ def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, conf
     if obstacle is None:
         prior = prior or Uniform(teacher, "cpu")
         random = rng(prior.device, config.seed, LEARNER_KEY)
-        cut_down(teacher.cpu(), student, prior.sample(PRUNING_SAMPLES, random).cpu())
+        observations = prior.sample(PRUNING_SAMPLES, random).cpu()
+        cut_down(teacher.cpu(), student, observations)
     elif config.student.init == "prune":
         raise UserError(f"student.init: 'prune' does not fit, {obstacle}; use 'auto' or 'random'")
 
@@ -112,7 +113,8 @@ def make_synthesizer(
     teacher: Model, config: DistillConfig, actor: int, device: str, prior: Prior | None
 ) -> Synthesizer:
     """The plain generator worker of one actor."""
-    student = make_student(teacher, config, prior)
+    # As the learner's: samples are drawn on the CPU, whatever the device.
+    student = make_student(teacher, config, prior if device == "cpu" else make_prior(teacher, config, "cpu"))
     return Synthesizer(teacher, student, prior, config.generator, config.objective, actor, config.seed, device)
 
 

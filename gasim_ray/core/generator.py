@@ -17,6 +17,9 @@ from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.prior import Prior
 from gasim_ray.core.settings import GeneratorSettings
 
+#: Channels of the wider layers of DAFL's generator.
+PUBLISHED_WIDTH = 128
+
 #: Float observations (N, *shape) within bounds -> the scalar to minimise.
 Objective = Callable[[Tensor], Tensor]
 
@@ -102,7 +105,7 @@ class NetworkGenerator:
             self.first = moved_towards(self.first, self.network.state_dict(), self.settings.meta)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=rng, device=rng.device)))
-            network = generator_network(self.settings.latent, self.spec, self.prior is not None)
+            network = generator_network(self.settings, self.spec, self.prior is not None)
         self.network: nn.Module = network.to(self.device)
         if self.settings.meta:
             if self.first is not None:
@@ -195,14 +198,16 @@ def smooth(images: Tensor, sigma: float, spec: ObservationSpec) -> Tensor:
     return blurred.permute(0, 2, 3, 1) if spec.layout == "HWC" else blurred
 
 
-def generator_network(latent: int, spec: ObservationSpec, starts_flat: bool) -> nn.Module:
-    """A network (N, latent) -> (N, *network_shape) before squashing into the bounds.
+def generator_network(settings: GeneratorSettings, spec: ObservationSpec, starts_flat: bool) -> nn.Module:
+    """A network (N, settings.latent) -> (N, *network_shape) before squashing into the bounds.
 
     Images: DAFL's generator (dense layer, two times upsampling and convolution, batch normalisation), for any size and
     channel count. `starts_flat` zeroes the last layer, so that at first only the prior is seen.
     """
     network = (
-        ImageNetwork(latent, spec.network_shape) if spec.is_image else vector_network(latent, prod(spec.network_shape))
+        ImageNetwork(settings.latent, spec.network_shape, settings.width or PUBLISHED_WIDTH)
+        if spec.is_image
+        else vector_network(settings.latent, prod(spec.network_shape))
     )
     last = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     if starts_flat:
@@ -222,22 +227,23 @@ def vector_network(latent: int, outputs: int) -> nn.Sequential:
 class ImageNetwork(nn.Module):
     """(N, latent) -> (N, channels, height, width): DAFL's generator without its last batch normalisation."""
 
-    def __init__(self, latent: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, latent: int, shape: tuple[int, ...], channels_inside: int) -> None:
         super().__init__()
+        wide, narrow = channels_inside, max(1, channels_inside // 2)
         channels, self.height, self.width = shape
-        self.start = (128, ceil(self.height / 4), ceil(self.width / 4))
+        self.start = (wide, ceil(self.height / 4), ceil(self.width / 4))
         self.dense = nn.Linear(latent, prod(self.start))
         self.layers = nn.Sequential(
-            nn.BatchNorm2d(128),
+            nn.BatchNorm2d(wide),
             nn.Upsample(scale_factor=2),
-            nn.Conv2d(128, 128, 3, padding=1),
-            nn.BatchNorm2d(128, 0.8),
+            nn.Conv2d(wide, wide, 3, padding=1),
+            nn.BatchNorm2d(wide, 0.8),
             nn.LeakyReLU(0.2),
             nn.Upsample(scale_factor=2),
-            nn.Conv2d(128, 64, 3, padding=1),
-            nn.BatchNorm2d(64, 0.8),
+            nn.Conv2d(wide, narrow, 3, padding=1),
+            nn.BatchNorm2d(narrow, 0.8),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(64, channels, 3, padding=1),
+            nn.Conv2d(narrow, channels, 3, padding=1),
         )
 
     def forward(self, z: Tensor) -> Tensor:

@@ -70,13 +70,14 @@ class Chosen(Prior):
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""
         drawn = self.prior.sample(count * self.candidates, generator)
-        decided = torch.cat([self.decidedness(part) for part in torch.split(drawn, 1024)])
+        decided = self.decidedness(drawn)
         best = decided.topk(ceil(count / decided.shape[1]), dim=0).indices
         return drawn[best.flatten()[:count]]
 
     def decidedness(self, observations: Tensor) -> Tensor:
         """Centred outputs (N, actions) to observations (N, *spec.shape), over the norm of the first layer's answer."""
-        outputs, inputs = with_layer_inputs(self.teacher, observations)
-        excitement = inputs[min(1, len(inputs) - 1)].flatten(1).norm(dim=1, keepdim=True)
+        parts = [with_layer_inputs(self.teacher, part) for part in torch.split(observations, 1024)]
+        outputs = torch.cat([answered for answered, _ in parts])
+        excitement = torch.cat([read[min(1, len(read) - 1)].flatten(1).norm(dim=1, keepdim=True) for _, read in parts])
         relative: Tensor = policy_logits(outputs, 1.0) / (excitement + 0.1 * excitement.median()).clamp_min(1e-6)
         return relative

@@ -28,13 +28,18 @@ def kinds(model: Model) -> list[type[nn.Module]]:
     return [type(m) for m in model.network.modules() if not list(m.children())]
 
 
+def window(layer: Layer) -> tuple[Any, ...]:
+    """How a convolution moves over its input; nothing for a dense layer."""
+    return (layer.stride, layer.padding, layer.dilation, layer.groups) if isinstance(layer, nn.Conv2d) else ()
+
+
 def prune_obstacle(teacher: Model, student: Model) -> str | None:
     """Why the student cannot be cut out of the teacher, in words; None if it is the same chain with fewer units."""
     wide, narrow = layers_of(teacher), layers_of(student)
     with_weights = [m for m in teacher.network.modules() if list(m.parameters(recurse=False))]
     if len(with_weights) != len(wide) or not wide:
         return "the teacher has other layers than convolutions and dense ones"
-    if kinds(teacher) != kinds(student):
+    if kinds(teacher) != kinds(student) or [window(m) for m in wide] != [window(m) for m in narrow]:
         return "the student's layers and activations are not the teacher's"
     units = (wide[0].weight.shape[1], narrow[0].weight.shape[1])
     for number, (big, small) in enumerate(zip(wide, narrow, strict=True), start=1):

@@ -98,6 +98,9 @@ class GeneratorSettings:
     latent: int = 100
     """Size of a network's latent vector."""
 
+    width: int = 0
+    """Channels of an image network's wider layers; 0 for DAFL's 128."""
+
     fixed_latent: bool = False
     """Draw a network's latent vectors when it is re-initialised and train them along, instead of drawing new ones at
     every step."""
@@ -134,7 +137,19 @@ class GeneratorSettings:
 
     def __post_init__(self) -> None:
         at_least_one = ("actors", "per_actor", "batch_size", "latent", "in_flight", "views")
-        at_least_zero = ("steps", "learning_rate", "meta", "blur", "shift", "reset_every", "stagnation", "cpus", "gpus")
+        at_least_zero = (
+            "steps",
+            "learning_rate",
+            "meta",
+            "blur",
+            "shift",
+            "reset_every",
+            "stagnation",
+            "cpus",
+            "gpus",
+            "candidates",
+            "width",
+        )
         check_range(self, dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0), {"meta": 1.0})
         if self.kind == "direct" and not self.prior:
             raise UserError("generator.prior: empty; a direct generator starts from at least one distribution")

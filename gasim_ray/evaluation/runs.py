@@ -63,7 +63,9 @@ def distil_control(config: DistillConfig, teacher: Model, real: Observations | N
 
     The same student, seed and budget; observations are drawn afresh for each batch and never improved.
     """
-    generator = replace(config.generator, kind="direct", steps=0, views=1, actors=1, per_actor=1)
+    generator = replace(
+        config.generator, kind="direct", prior=("uniform",), candidates=0, steps=0, views=1, actors=1, per_actor=1
+    )
     device = config.device if torch.cuda.is_available() else "cpu"
     plain = replace(
         config,
@@ -75,6 +77,8 @@ def distil_control(config: DistillConfig, teacher: Model, real: Observations | N
     )
     teacher.computing(config.bf16, config.channels_last)
     prior = Uniform(teacher, device) if real is None else Recorded(teacher, real, device)
+    threads = torch.get_num_threads()
     workers = LocalWorkers(teacher, plain, prior)
     Loop(workers, plain, stop=lambda: False, report=lambda loop: None).run()
-    return workers.learner.student.eval()
+    torch.set_num_threads(threads)
+    return workers.learner.student.computing(bf16=False, channels_last=False).eval()

@@ -1,8 +1,8 @@
 """DeepInversion, adaptive (Yin et al., CVPR 2020): images are optimised batch by batch from normal noise.
 
-Each batch is moved along the gradient of cross-entropy to random classes, total variation, distance to the teacher's
-batch-norm statistics, and the Jensen-Shannon divergence from the student. What is made is kept and replayed. Weights 1
-(classes), 10 (statistics) and 1 (divergence) are those with which CMI's authors ran it on CIFAR-10.
+Each batch is moved along the gradient of cross-entropy to wanted classes in equal shares, total variation, distance to
+the teacher's batch-norm statistics, and the Jensen-Shannon divergence from the student. What is made is kept and
+replayed. Weights 1 (classes), 10 (statistics) and 1 (divergence) are those with which CMI's authors ran it on CIFAR-10.
 
 Departures: 100 steps of normalised gradient descent for a batch instead of 1,000 or more of Adam, because a sitting
 has minutes and not days; without batch normalisation that term is off, and nothing takes its place.

@@ -4,8 +4,8 @@ A generator network maximises the mean absolute difference of teacher's and stud
 it: one generator step for five student steps, on what the newest generator makes, with nothing kept. Batch 512, latent
 100 and the generator's learning rate of 1e-3 are those of the authors' code for MNIST.
 
-Departures: the five student steps of a round share one batch of 2,560 instead of five fresh ones of 512; the student
-learns with Adam and a cosine instead of SGD and steps of epochs; logits are centred.
+Departures: the five student steps of a round take 256 each out of one batch of 512 instead of five fresh ones; the
+student learns with Adam and a cosine instead of SGD and steps of epochs; logits are centred.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def preset(teacher: TeacherFacts) -> Tree:
             "kind": "network",
             "prior": [],
             "actors": 1,
-            "batch_size": 5120,
+            "batch_size": 512,
             "steps": 1,
             "latent": 100,
             "learning_rate": 1e-3,
         },
         "objective": {"adversarial": 1.0, "divergence": "l1", "bound": 1e6},
-        "pool": {"replay": 0.0, "capacity": 2560},
+        "pool": {"replay": 0.0, "capacity": 512},
         "student": {
             "batch_size": 256,
             "steps": 5,

@@ -25,6 +25,8 @@ from gasim_ray.training.progress import Progress, Report
 
 #: Test images of one forward pass.
 TEST_BATCH = 1000
+#: Settings that a teacher's config keeps beside those that it names itself.
+OPTIMISATION = ("batch", "lr", "weight_decay", "shift", "flip", "bf16")
 #: Optimiser steps between two reports.
 REPORT_STEPS = 100
 
@@ -127,7 +129,7 @@ class _Training:
             architecture = {"name": settings.model, **settings.arguments}
             self.model = Model(ModelConfig(architecture, data.spec, len(data.class_names), "logits"))
         self.device = torch.device(settings.device)
-        self.model.to(self.device).computing(settings.bf16, settings.channels_last)
+        self.model.to(self.device)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.images = torch.from_numpy(data.train_images).to(self.device)
         self.labels = torch.from_numpy(data.train_labels).to(self.device)
@@ -140,7 +142,7 @@ class _Training:
         started, before = time.monotonic(), self.seconds
         random = torch.Generator().manual_seed(1_000_003 * self.settings.seed + self.epoch)
         order = torch.randperm(len(self.labels), generator=random)
-        self.model.train()
+        self.model.computing(self.settings.bf16, self.settings.channels_last).train()
         for index, chosen in enumerate(torch.split(order, self.settings.batch)):
             self._step(chosen, self.epoch * self.batches + index, random)
             self.seconds = before + time.monotonic() - started
@@ -167,7 +169,7 @@ class _Training:
 
     def test(self) -> float:
         """Share of the test images that are classified correctly."""
-        self.model.eval()
+        self.model.computing(bf16=False, channels_last=False).eval()
         images, labels = torch.from_numpy(self.data.test_images), torch.from_numpy(self.data.test_labels)
         with torch.inference_mode():
             parts = torch.split(images, TEST_BATCH)
@@ -219,6 +221,7 @@ class _Training:
             "test_accuracy": self.accuracy,
             "epochs": self.epoch,
             "seed": self.settings.seed,
+            "training": {k: v for k, v in self._lasting_settings().items() if k in OPTIMISATION},
             "wall_seconds": round(self.seconds, 1),
             "versions": {"torch": torch.__version__},
         }
@@ -226,7 +229,7 @@ class _Training:
         save_model(self.model, self.out)
         if self.epoch >= self.settings.epochs:
             shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
-        return self.model.cpu().computing(bf16=False, channels_last=False).frozen()
+        return self.model.cpu().frozen()
 
     def say(self, message: str = "", step: int = 0) -> None:
         """Report the state."""
