@@ -168,6 +168,27 @@ def test_a_finished_run_goes_on_with_a_larger_budget(
     assert student_of(run) != before
 
 
+@pytest.mark.parametrize("network", [[], ["--method=gas", "--generator.width=8"]])
+def test_copies_of_the_student_are_kept_and_those_of_an_abandoned_course_go(
+    tmp_path: Path, image_teacher: Path, config_file: Callable[..., Path], network: list[str]
+) -> None:
+    run = tmp_path / "run"
+    student = {"architecture": tiny.SMALL_CNN, "batch_size": 16, "steps": 2}
+    halved = {"bf16": True, "channels_last": True, "snapshot_seconds": 0.2, "budget": {"seconds": 1.5}}
+    tree = {"teacher": str(image_teacher), "student": student, "generator": {"batch_size": 16}}
+    config = config_file({**tree, **halved, "local": True, "out": str(run)})
+    assert cli.main(["distill", str(config), *network]) == 0
+    snapshots = RunFolder(run).read_snapshots()
+    assert len(snapshots) >= 2
+    assert list(snapshots) == sorted(snapshots)
+    first, last = next(iter(snapshots.values())), load_model(run / "student")
+    assert first.config.observation == last.config.observation
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), last.parameters(), strict=True))
+    (run / "snapshots" / "009999.0").mkdir()
+    assert cli.main(["distill", str(config), *network, "--resume"]) == 0
+    assert list(RunFolder(run).read_snapshots()) == list(snapshots)
+
+
 def test_a_full_disk_costs_a_checkpoint_but_not_the_run(
     tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

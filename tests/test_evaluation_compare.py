@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from rich.console import Console
 
+from gasim_ray.config import build_config
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.compare import evaluate_models, evaluate_run
 from gasim_ray.evaluation.controls import CONTROL_KINDS, untrained
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.environments import environment_spec
+from gasim_ray.evaluation.runs import distil_control
 from gasim_ray.evaluation.table import evaluation_table
 from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask
 from gasim_ray.run_folder import RunFolder
@@ -229,6 +232,17 @@ def test_classifiers_are_measured_on_the_test_images(digits, classifier):
 
 def test_classifier_control_learns_from_the_training_images(digits, classifier):
     assert DatasetTask(digits).training_observations(classifier) is digits.train_images
+
+
+def test_the_controls_of_a_method_without_a_prior_can_be_distilled(tmp_path):
+    save_model(tiny.model(tiny.VECTOR), tmp_path / "teacher")
+    config = build_config(tiny.tree(tmp_path / "teacher", method="gas", generator={"prior": []}))
+    assert config.generator.prior == ()
+    threads = torch.get_num_threads()
+    student = distil_control(config, load_model(tmp_path / "teacher").frozen(), None)
+    fresh = untrained(student.config)
+    assert not any(torch.equal(a, b) for a, b in zip(student.parameters(), fresh.parameters(), strict=True))
+    assert torch.get_num_threads() == threads
 
 
 def test_data_set_and_classifier_must_fit(digits, classifier):
