@@ -127,7 +127,7 @@ def test_a_cell_that_keeps_snapshots_records_a_curve(suite: dict[str, Any]) -> N
 
 
 def test_a_cell_without_a_teacher_is_pending_until_the_runner_has_trained_it(
-    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_cluster: None
 ) -> None:
     task = {"mnist-sample": {"teacher": "teachers/mnist-sample", "student": {"architecture": {"name": "lenet5"}}}}
     declare({**suite, "tasks": task, "methods": {"noise": [0]}})
