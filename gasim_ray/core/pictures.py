@@ -101,7 +101,7 @@ class Contours(Pictures):
         super().__init__(teacher, device)
         down, right = (torch.linspace(-1, 1, side, device=self.device) for side in self.spec.network_shape[1:])
         distance = down.square().unsqueeze(1) + right.square()
-        self.middle = 1 * (1 - distance / self.radius**2)
+        self.middle = 1 - distance / self.radius**2
 
     def unit(self, count: int, generator: torch.Generator) -> Tensor:
         """See Pictures."""
@@ -147,8 +147,8 @@ class Leaves(Shapes):
     Every other picture is its own mirror image (Lee, Mumford & Huang 2001; as a prior, Baradad et al. 2021).
     """
 
-    #: Leaves in each picture.
-    count = 6
+    #: Most leaves in a picture.
+    most = 6
 
     def unit(self, count: int, generator: torch.Generator) -> Tensor:
         """See Pictures."""
@@ -158,7 +158,7 @@ class Leaves(Shapes):
         bent = self.uniform(count, 0.0, 0.15, generator) * bend
         sharpness = self.uniform(count, log(12), log(60), generator).exp()
         picture = torch.zeros_like(bend)
-        for index in range(self.count):
+        for index in range(self.most):
             inside = self.leaf(count, 0.9 if index < 2 else 0.5, generator)
             inside = torch.where(alike, torch.maximum(inside, inside.flip(3)), inside)
             tone = self.uniform(count, 0.2, 1.0, generator)
