@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gasim_ray.actors.workers import make_prior, make_student
+from gasim_ray.actors.workers import make_learner, make_prior, make_student
 from gasim_ray.config import build_config
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.model import Model, ModelConfig, OutputKind, load_model
@@ -76,9 +76,8 @@ def test_units_that_others_determine_are_rebuilt(seed: int, independent: int, de
 def test_a_half_sized_student_starts_well_above_chance_on_images_that_nobody_showed_it() -> None:
     config = build_config({"teacher": TEACHER, "student": {"architecture": HALF, "init": "prune"}})
     whole, images = load_model(TEACHER).frozen(), load_dataset("mnist-sample").test_images
-    student = make_student(whole, config, make_prior(whole, config, "cpu"))
+    student, again = (make_learner(whole, config, "cpu", make_prior(whole, config, "cpu")).student for _ in range(2))
     assert agreement(whole, student, images) > 0.5
-    again = make_student(whole, config, make_prior(whole, config, "cpu"))
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters(), strict=True))
 
 
@@ -96,7 +95,7 @@ def test_a_student_that_is_no_part_of_the_teacher_is_refused_or_starts_afresh(
     config = build_config({"teacher": TEACHER, "student": {"architecture": student, "init": "prune"}})
     with pytest.raises(UserError, match=f"student.init: 'prune' does not fit, .*{obstacle}"):
         make_student(whole, config, None)
-    fresh, auto = (make_student(whole, replaced(config, init), None) for init in ("random", "auto"))
+    fresh, auto = (make_learner(whole, replaced(config, init), "cpu", None).student for init in ("random", "auto"))
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), auto.parameters(), strict=True))
 
 

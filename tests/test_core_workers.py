@@ -24,7 +24,13 @@ from gasim_ray.core.synthesizer import Synthesizer
 from gasim_ray.errors import UserError
 
 STUDENT = StudentSettings(architecture=tiny.SMALL_NETWORK, batch_size=32, steps=2)
-START = StudentWeights(0, {})
+
+
+def weights_of(student: Model, step: int = 0) -> StudentWeights:
+    return StudentWeights(step, {name: tensor.numpy() for name, tensor in student.network.state_dict().items()})
+
+
+START = weights_of(new_student(tiny.model(tiny.VECTOR), STUDENT, 0))
 
 
 def synthesizer(teacher: Model | None = None, actor: int = 0, seed: int = 0, **changed: Any) -> Synthesizer:
@@ -109,10 +115,17 @@ def test_a_batch_carries_the_teachers_answers_and_says_where_it_is_from() -> Non
     assert made.info == info
 
 
+def test_the_first_weights_that_are_handed_out_are_taken() -> None:
+    worker = synthesizer(kind="direct")
+    handed_out = new_student(worker.teacher, STUDENT, 99)
+    worker.synthesize(0, weights_of(handed_out))
+    assert all(torch.equal(a, b) for a, b in zip(worker.student.parameters(), handed_out.parameters(), strict=True))
+
+
 def test_images_travel_in_their_own_type() -> None:
     worker = synthesizer(tiny.model(tiny.ATARI), kind="direct")
     worker.student = new_student(worker.teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0).frozen()
-    made = worker.synthesize(0, START)[1]
+    made = worker.synthesize(0, weights_of(worker.student))[1]
     assert made.observations.dtype == np.uint8
     assert made.observations.shape == (8, 84, 84, 4)
 
@@ -145,9 +158,10 @@ def test_a_restored_synthesizer_remembers_what_it_contrasts_with() -> None:
         return made
 
     saved, restored = worker(), worker()
-    saved.synthesize(0, START)
+    start = weights_of(saved.student)
+    saved.synthesize(0, start)
     restored.load_state_dict(tiny.through_file(saved.state_dict()))
-    (info, made), (other, again) = (w.synthesize(1, START) for w in (saved, restored))
+    (info, made), (other, again) = (w.synthesize(1, start) for w in (saved, restored))
     assert info.objective == other.objective
     assert np.array_equal(made.observations, again.observations)
 

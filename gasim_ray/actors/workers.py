@@ -78,27 +78,24 @@ class Workers(Protocol):
 
 
 def make_student(teacher: Model, config: DistillConfig, prior: Prior | None) -> Model:
-    """The run's student as it starts; it standardises vectors by what generators start from.
+    """A student with fresh weights; it standardises vectors by what generators start from.
 
-    Raises UserError if it is to start as the cut-down teacher and cannot.
+    Raises UserError if the learner is to start from the cut-down teacher and cannot.
     """
     observation = teacher.config.observation if prior is None else prior.standardised()
     student = new_student(teacher, config.student, config.seed, observation)
-    if config.student.init != "random":
-        start_from_teacher(student, teacher, prior, config)
+    obstacle = prune_obstacle(teacher, student) if config.student.init == "prune" else None
+    if obstacle:
+        raise UserError(f"student.init: 'prune' does not fit, {obstacle}; use 'auto' or 'random'")
     return student.computing(config.bf16, config.channels_last)
 
 
 def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig) -> None:
     """Cut the teacher down to the student where that fits; which units matter is measured on samples of the prior."""
-    obstacle = prune_obstacle(teacher, student)
-    if obstacle is None:
+    if prune_obstacle(teacher, student) is None:
         prior = prior or Uniform(teacher, "cpu")
-        random = rng(prior.device, config.seed, LEARNER_KEY)
-        observations = prior.sample(PRUNING_SAMPLES, random).cpu()
+        observations = prior.sample(PRUNING_SAMPLES, rng(prior.device, config.seed, LEARNER_KEY)).cpu()
         cut_down(teacher.cpu(), student, observations)
-    elif config.student.init == "prune":
-        raise UserError(f"student.init: 'prune' does not fit, {obstacle}; use 'auto' or 'random'")
 
 
 def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | None:
@@ -113,14 +110,17 @@ def make_synthesizer(
     teacher: Model, config: DistillConfig, actor: int, device: str, prior: Prior | None
 ) -> Synthesizer:
     """The plain generator worker of one actor."""
-    # As the learner's: samples are drawn on the CPU, whatever the device.
+    # Its normaliser has to be the learner's, whose samples are drawn on the CPU.
     student = make_student(teacher, config, prior if device == "cpu" else make_prior(teacher, config, "cpu"))
     return Synthesizer(teacher, student, prior, config.generator, config.objective, actor, config.seed, device)
 
 
 def make_learner(teacher: Model, config: DistillConfig, device: str, prior: Prior | None) -> Learner:
-    """The plain learner."""
-    return Learner(make_student(teacher, config, prior), config.student, config.pool, config.seed, device)
+    """The plain learner; only its student starts from the teacher, since generators take their weights from it."""
+    student = make_student(teacher, config, prior)
+    if config.student.init != "random":
+        start_from_teacher(student, teacher, prior, config)
+    return Learner(student, config.student, config.pool, config.seed, device)
 
 
 class LocalWorkers:

@@ -54,7 +54,8 @@ class Synthesizer:
         self.spec = teacher.config.observation
         self.slots = [Slot(self._make_generator(prior)) for _ in range(generator.per_actor)]
         self.contrast = Contrast(self.teacher, generator, objective) if objective.contrastive else None
-        self.student_step = 0
+        #: Steps behind the student that it has; none was handed to it yet.
+        self.student_step = -1
 
     def _make_generator(self, prior: Prior | None) -> Generator:
         if self.settings.kind == "network":
