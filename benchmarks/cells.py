@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gasim_ray.config import DistillConfig, build_config, plain
+from gasim_ray.config import DistillConfig, build_config, merged, plain
 from gasim_ray.core.model import load_config
 from gasim_ray.errors import UserError
 
@@ -118,16 +118,6 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
     tree = merged(declared["config"], settings, variant, {"seed": seed})
     group = declared["tasks"][task].get("group", suite)
     return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), tree)
-
-
-def merged(*trees: dict[str, Any]) -> dict[str, Any]:
-    """One configuration tree of several; of two values for a setting the later one counts."""
-    whole: dict[str, Any] = {}
-    for tree in trees:
-        for key, value in tree.items():
-            both = isinstance(value, dict) and isinstance(whole.get(key), dict)
-            whole[key] = {**whole[key], **value} if both else value
-    return whole
 
 
 def results_path(suite: str) -> Path:

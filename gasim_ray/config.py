@@ -135,11 +135,17 @@ def parse_config(
 
     Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible value.
     """
-    tree = dict(base or {})
-    for key, value in (read_yaml(file) if file else {}).items():
-        both = isinstance(value, dict) and isinstance(tree.get(key), dict)
-        tree[key] = {**tree[key], **value} if both else value
-    return build_config(tree, arguments)
+    return build_config(merged(base or {}, read_yaml(file) if file else {}), arguments)
+
+
+def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """One configuration tree of several; of two values for a setting the later one counts."""
+    whole: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, dict) and isinstance(whole.get(key), dict)
+            whole[key] = {**whole[key], **value} if both else value
+    return whole
 
 
 def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> DistillConfig:

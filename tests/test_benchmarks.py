@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import cells, figures, run, speed, tables
-from benchmarks.cells import REAL, current_results, load_suite, merged, read_results, suite_names
+from benchmarks.cells import REAL, current_results, load_suite, read_results, suite_names
 from benchmarks.methods import method_pages
 from benchmarks.speed import SIDES
+from gasim_ray.config import merged
 from gasim_ray.errors import UserError
 from gasim_ray.methods import METHODS
 from gasim_ray.tasks import TASKS

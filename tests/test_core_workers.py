@@ -26,11 +26,11 @@ from gasim_ray.errors import UserError
 STUDENT = StudentSettings(architecture=tiny.SMALL_NETWORK, batch_size=32, steps=2)
 
 
-def weights_of(student: Model, step: int = 0) -> StudentWeights:
+def handed_out(student: Model, step: int = 0) -> StudentWeights:
     return StudentWeights(step, {name: tensor.numpy() for name, tensor in student.network.state_dict().items()})
 
 
-START = weights_of(new_student(tiny.model(tiny.VECTOR), STUDENT, 0))
+START = handed_out(new_student(tiny.model(tiny.VECTOR), STUDENT, 0))
 
 
 def synthesizer(teacher: Model | None = None, actor: int = 0, seed: int = 0, **changed: Any) -> Synthesizer:
@@ -103,9 +103,7 @@ def test_a_lost_order_of_a_direct_generator_can_be_asked_for_again() -> None:
 
 def test_a_batch_carries_the_teachers_answers_and_says_where_it_is_from() -> None:
     worker = synthesizer(actor=2, per_actor=2)
-    weights = new_student(worker.teacher, STUDENT, 7).network.state_dict()
-    given = StudentWeights(40, {name: tensor.numpy() for name, tensor in weights.items()})
-    info, made = worker.synthesize(3, given)
+    info, made = worker.synthesize(3, handed_out(new_student(worker.teacher, STUDENT, 7), step=40))
     observations = torch.from_numpy(made.observations)
     outputs = worker.teacher(observations)
     np.testing.assert_array_equal(made.teacher_logits, policy_logits(outputs, 1.0).numpy())
@@ -117,15 +115,15 @@ def test_a_batch_carries_the_teachers_answers_and_says_where_it_is_from() -> Non
 
 def test_the_first_weights_that_are_handed_out_are_taken() -> None:
     worker = synthesizer(kind="direct")
-    handed_out = new_student(worker.teacher, STUDENT, 99)
-    worker.synthesize(0, weights_of(handed_out))
-    assert all(torch.equal(a, b) for a, b in zip(worker.student.parameters(), handed_out.parameters(), strict=True))
+    learnt = new_student(worker.teacher, STUDENT, 99)
+    worker.synthesize(0, handed_out(learnt))
+    assert all(torch.equal(a, b) for a, b in zip(worker.student.parameters(), learnt.parameters(), strict=True))
 
 
 def test_images_travel_in_their_own_type() -> None:
     worker = synthesizer(tiny.model(tiny.ATARI), kind="direct")
     worker.student = new_student(worker.teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0).frozen()
-    made = worker.synthesize(0, weights_of(worker.student))[1]
+    made = worker.synthesize(0, handed_out(worker.student))[1]
     assert made.observations.dtype == np.uint8
     assert made.observations.shape == (8, 84, 84, 4)
 
@@ -158,7 +156,7 @@ def test_a_restored_synthesizer_remembers_what_it_contrasts_with() -> None:
         return made
 
     saved, restored = worker(), worker()
-    start = weights_of(saved.student)
+    start = handed_out(saved.student)
     saved.synthesize(0, start)
     restored.load_state_dict(tiny.through_file(saved.state_dict()))
     (info, made), (other, again) = (w.synthesize(1, start) for w in (saved, restored))
