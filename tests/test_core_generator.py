@@ -18,7 +18,7 @@ from gasim_ray.core.geometry import Geometry, Undecided
 from gasim_ray.core.mixture import Chosen, Mixture
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.core.pictures import Contours, Fields, enlargements
+from gasim_ray.core.pictures import Contours, Fields, Leaves, Shapes, enlargements
 from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings
@@ -99,6 +99,18 @@ def test_pictures_are_smoother_than_noise(kind: type[Prior], spec: ObservationSp
     pictures, noise = (spec.normalise(k(teacher, "cpu").sample(20, rng("cpu", 0))) for k in (kind, Uniform))
     roughness = [float((x[..., 1:] - x[..., :-1]).abs().mean() / x.std()) for x in (pictures, noise)]
     assert roughness[0] < 0.6 * roughness[1]
+
+
+@pytest.mark.parametrize("kind", [Shapes, Leaves])
+@pytest.mark.parametrize("mean", [60.0, 195.0])
+def test_objects_differ_from_their_ground_as_the_normaliser_tells(kind: type[Prior], mean: float) -> None:
+    def contrast(std: float) -> float:
+        spec = replace(tiny.GREY, mean=(mean,), std=(std,))
+        pictures = kind(tiny.model(spec), "cpu").sample(500, rng("cpu", 0)) / 255
+        amid = pictures if mean < 127.5 else 1 - pictures
+        return float(amid.square().mean() / amid.mean())
+
+    assert contrast(100.0) > contrast(70.0) + 0.1
 
 
 @given(count=st.integers(3, 12), side=st.integers(2, 40))

@@ -20,7 +20,7 @@ from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.prior import Uniform
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, PoolSettings, StudentSettings
-from gasim_ray.core.synthesizer import Synthesizer
+from gasim_ray.core.synthesizer import Synthesizer, wanted_actions
 from gasim_ray.errors import UserError
 
 STUDENT = StudentSettings(architecture=tiny.SMALL_NETWORK, batch_size=32, steps=2)
@@ -118,6 +118,12 @@ def test_the_first_weights_that_are_handed_out_are_taken() -> None:
     learnt = new_student(worker.teacher, STUDENT, 99)
     worker.synthesize(0, handed_out(learnt))
     assert all(torch.equal(a, b) for a, b in zip(worker.student.parameters(), learnt.parameters(), strict=True))
+
+
+def test_all_actions_are_wanted_equally_often_in_random_order() -> None:
+    wanted = wanted_actions(40, 5, rng("cpu", 0))
+    assert wanted.bincount().tolist() == [8] * 5
+    assert not torch.equal(wanted, wanted_actions(40, 5, rng("cpu", 1)))
 
 
 def test_images_travel_in_their_own_type() -> None:

@@ -44,10 +44,16 @@ class Pictures(Prior):
         if not self.spec.is_image:
             raise UserError("generator.prior: pictures are for images; a vector teacher takes 'geometry' or 'uniform'")
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
-        mean = sum(self.spec.mean) / len(self.spec.mean)
+        mean, std = (sum(numbers) / len(numbers) for numbers in (self.spec.mean, self.spec.std))
         stated = self.spec.mean != (0.0,) or self.spec.std != (1.0,)
         #: Mean brightness within the bounds, 0 to 1; one half where there is no normaliser.
         self.brightness = min(0.95, max(0.05, (mean - low) / (high - low))) if stated else 0.5
+        # An object that differs in brightness by t from its ground on a share s of the pixels has mean s t and mean
+        # square s t², whose ratio the normaliser tells.
+        amid = min(self.brightness, 1 - self.brightness)
+        contrast = amid + (std / (high - low)) ** 2 / amid if stated else 0.6
+        #: Least difference in brightness of an object from its ground, if they are uniform from there to 1.
+        self.least_tone = min(0.8, max(0.2, 2 * contrast - 1))
 
     @abstractmethod
     def unit(self, count: int, generator: torch.Generator) -> Tensor:
@@ -119,7 +125,9 @@ class Shapes(Pictures):
     """A filled shape amid an empty ground, of one or two tones and some texture, every other one its mirror image."""
 
     #: Shortest and longest half-axis of the ellipse that an outline is bent from, in halves of the picture's sides.
-    half_axes = (0.35, 1.1)
+    half_axes = (0.45, 1.4)
+    #: Cells of the texture's grid: close to the pixels, so that it has an edge everywhere.
+    grain = (20, 28)
 
     def __init__(self, teacher: Model, device: torch.device | str) -> None:
         super().__init__(teacher, device)
@@ -129,15 +137,15 @@ class Shapes(Pictures):
 
     def unit(self, count: int, generator: torch.Generator) -> Tensor:
         """See Pictures."""
-        outline, parts, texture = (self.field(count, cells, generator) for cells in ((2, 6), (2, 8), (4, 14)))
+        outline, parts, texture = (self.field(count, cells, generator) for cells in ((2, 6), (2, 8), self.grain))
         alike = self.uniform(count, 0, 1, generator) < 0.5
         outline, parts, texture = (torch.where(alike, mirrored(f), f) for f in (outline, parts, texture))
         tall, wide = (self.uniform(count, *self.half_axes, generator) for _ in range(2))
         inside = 1 - (self.down / tall) ** 2 - (self.right / wide) ** 2 + 0.7 * outline
-        sharpness = self.uniform(count, log(3), log(15), generator).exp()
-        first, second = (self.uniform(count, 0.2, 1.0, generator) for _ in range(2))
+        sharpness = self.uniform(count, log(6), log(60), generator).exp()
+        first, second = (self.uniform(count, self.least_tone, 1.0, generator) for _ in range(2))
         where = torch.sigmoid(8 * (parts - self.uniform(count, -2.0, 2.0, generator)))
-        tone = first + (second - first) * where + self.uniform(count, 0.0, 0.25, generator) * texture
+        tone = first + (second - first) * where + self.uniform(count, 0.0, 0.5, generator) * texture
         return torch.sigmoid(sharpness * inside) * tone.clamp(0, 1)
 
 
@@ -153,22 +161,22 @@ class Leaves(Shapes):
     def unit(self, count: int, generator: torch.Generator) -> Tensor:
         """See Pictures."""
         alike = self.uniform(count, 0, 1, generator) < 0.5
-        bend, texture = (self.field(count, cells, generator) for cells in ((2, 6), (4, 14)))
+        bend, texture = (self.field(count, cells, generator) for cells in ((2, 6), self.grain))
         bend, texture = (torch.where(alike, mirrored(f), f) for f in (bend, texture))
         bent = self.uniform(count, 0.0, 0.15, generator) * bend
         sharpness = self.uniform(count, log(12), log(60), generator).exp()
         picture = torch.zeros_like(bend)
         for index in range(self.most):
-            inside = self.leaf(count, 0.9 if index < 2 else 0.5, generator)
+            inside = self.leaf(count, 1.25 if index < 2 else 0.5, generator)
             inside = torch.where(alike, torch.maximum(inside, inside.flip(3)), inside)
-            tone = self.uniform(count, 0.2, 1.0, generator)
+            tone = self.uniform(count, self.least_tone, 1.0, generator)
             if index > 0:
                 tone = tone * (self.uniform(count, 0, 1, generator) < 0.7)
             cover = torch.sigmoid(sharpness * (inside + bent))
             if index > 1:
                 cover = cover * (self.uniform(count, 0, 1, generator) < 0.6)
             picture = picture + cover * (tone - picture)
-        shaded: Tensor = picture * (1 + self.uniform(count, 0.0, 0.35, generator) * texture)
+        shaded: Tensor = picture * (1 + self.uniform(count, 0.0, 0.7, generator) * texture)
         return shaded.clamp(0, 1)
 
     def leaf(self, count: int, largest: float, generator: torch.Generator) -> Tensor:

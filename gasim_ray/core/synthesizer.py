@@ -75,7 +75,7 @@ class Synthesizer:
         slot = self.slots[index]
         if self._is_due(slot, index):
             self._restart(slot, random)
-        labels = torch.arange(self.settings.batch_size, device=self.device) % self.teacher.config.actions
+        labels = wanted_actions(self.settings.batch_size, self.teacher.config.actions, random)
 
         def objective(observations: Tensor) -> Tensor:
             loss = generator_loss(observations, self.teacher, self.student, labels, self.objective)
@@ -151,3 +151,12 @@ class Synthesizer:
             slot.generation, slot.age, slot.best, slot.stale = saved["clock"]
             if slot.generation >= 0:
                 slot.generator.load_state_dict(saved["generator"])
+
+
+def wanted_actions(count: int, actions: int, rng: torch.Generator) -> Tensor:
+    """As many of each action as of another, in random order: (count,) int64.
+
+    In random order because observations may come sorted by what the teacher answers (core.mixture.Chosen), and the way
+    from one class to another passes between the two.
+    """
+    return torch.randperm(count, generator=rng, device=rng.device) % actions

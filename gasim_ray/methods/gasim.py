@@ -1,9 +1,10 @@
 """gasim: our own. GAS with direct generators that start from what the teacher's weights tell of its data.
 
 Vectors start from the teacher's geometry (core.geometry) at many scales; images from lines, shapes and dead leaves, of
-which those are taken that the teacher answers most decidedly, as many for each class. Each order draws a fresh batch
-and moves it a few steps to where teacher and student disagree, so every batch is a re-initialisation. The student
-replays a pool; an image student starts as the teacher cut down to its size where that fits (core.prune).
+which those are taken that the teacher answers most decidedly, as many for each class; an order keeps them and moves
+copies a few steps towards another class, drawn at random, past what lies between the two. Every order draws a fresh
+batch, so each is a re-initialisation; its steps also lead to where teacher and student disagree. The student replays
+a pool; an image student starts as the teacher cut down to its size where that fits (core.prune).
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ def image_preset() -> Tree:
             "prior": ["contours", "shapes", "leaves"],
             "candidates": 8,
             "actors": 1,
-            "steps": 2,
-            "learning_rate": 0.2,
+            "steps": 4,
+            "learning_rate": 0.3,
             "keep_start": True,
             "blur": 1.0,
             "views": 3,
             "shift": 1,
         },
-        "objective": {"logit": 1.0, "adversarial": 3.0, "bound": 4.0},
+        "objective": {"logit": 1.0, "adversarial": 0.3, "bound": 4.0},
         "pool": {"capacity": 200_000, "hard": 0.5, "fade": 0.5},
         "student": {
             "init": "auto",
             "learning_rate": 6e-3,
             "batch_size": 256,
-            "steps": 10,
+            "steps": 20,
             "temperature": 3.0,
             "logits_weight": 0.3,
         },
