@@ -18,6 +18,10 @@ from gasim_ray.errors import UserError
 ROOT = Path(__file__).parent
 #: The control that learns from the teacher's real observations: a row of each table, not a method.
 REAL = "real"
+#: The control that is trained on the data's labels as the teacher was; for classifiers.
+LABELS = "labels"
+#: Rows that saw data, with the names that tables give them.
+CONTROLS = {REAL: "real observations", LABELS: "trained on the data"}
 
 Kind = Literal["distill", "speed"]
 
@@ -38,7 +42,7 @@ class Cell:
     group: str
     #: Episodes of each score, for policies.
     episodes: int
-    #: The distillation as a tree; `real` and `speed` cells take the settings of `gasim`.
+    #: The distillation as a tree; controls and `speed` cells take the settings of `gasim`.
     tree: dict[str, Any]
 
     @cached_property
@@ -114,10 +118,23 @@ def methods_of(declared: dict[str, Any]) -> list[str]:
 def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed: int) -> Cell:
     """One cell with all its settings; a variant is a method with other settings under a name of its own."""
     settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
-    variant = {"method": "gasim"} if method == REAL else declared.get("variants", {}).get(method, {"method": method})
+    variant = (
+        {"method": "gasim"} if method in CONTROLS else declared.get("variants", {}).get(method, {"method": method})
+    )
     tree = merged(declared["config"], settings, variant, {"seed": seed})
     group = declared["tasks"][task].get("group", suite)
     return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), tree)
+
+
+def matches(cell: Cell, only: str) -> bool:
+    """Whether a cell has what `--only` asks for; raises UserError for a field that cells do not have."""
+    for condition in filter(None, only.split(",")):
+        name, _, value = condition.partition("=")
+        if name not in ("task", "method", "seed", "group"):
+            raise UserError(f"only: {name!r} is not one of task, method, seed, group")
+        if str(getattr(cell, name)) != value:
+            return False
+    return True
 
 
 def results_path(suite: str) -> Path:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cells import REAL, current_results, load_suite
+from benchmarks.cells import CONTROLS, current_results, load_suite
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.evaluation.datasets import find_source
 from gasim_ray.methods import METHODS, TeacherFacts, preset
@@ -52,7 +52,7 @@ def measured(name: str, spread: Callable[[list[dict[str, Any]]], str]) -> str:
     found = []
     for suite in SUITES:
         results = list(current_results(suite).values())
-        for task in dict.fromkeys(cell.task for cell in load_suite(suite) if cell.method != REAL):
+        for task in dict.fromkeys(cell.task for cell in load_suite(suite) if cell.method not in CONTROLS):
             lines = [line for line in results if (line["task"], line["method"]) == (task, name)]
             found += [f"{task} {spread(lines)}"] if lines else []
     return f"Measured: {'; '.join(found) or 'nothing yet'}."

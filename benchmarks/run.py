@@ -22,7 +22,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.cells import REAL, Cell, append_result, current_results, load_suite, suite_names
+from benchmarks.cells import (
+    CONTROLS,
+    LABELS,
+    REAL,
+    Cell,
+    append_result,
+    current_results,
+    load_suite,
+    matches,
+    suite_names,
+)
 from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.core.model import Model, ModelConfig, load_model
@@ -100,17 +110,6 @@ def make_teacher(cell: Cell, deadline: float) -> None:
         unfinished.rename(cell.teacher)
 
 
-def matches(cell: Cell, only: str) -> bool:
-    """Whether a cell has what `--only` asks for; raises UserError for a field that cells do not have."""
-    for condition in filter(None, only.split(",")):
-        name, _, value = condition.partition("=")
-        if name not in ("task", "method", "seed", "group"):
-            raise UserError(f"only: {name!r} is not one of task, method, seed, group")
-        if str(getattr(cell, name)) != value:
-            return False
-    return True
-
-
 def expected_seconds(cell: Cell) -> float:
     """What a cell takes: its distillation, the start of its actors and its evaluation."""
     return (cell.config.budget.seconds or 60.0) + 25.0
@@ -123,13 +122,15 @@ def record(cell: Cell) -> dict[str, Any]:
         result = measure_speed(cell.task, cell.config)
     elif cell.method == REAL:
         result = measure_real(cell, teacher)
+    elif cell.method == LABELS:
+        result = measure_labels(cell, teacher)
     else:
         result = measure_method(cell)
     return {
         "suite": cell.suite,
         "task": cell.task,
         "method": cell.method,
-        "knowledge": "data" if cell.method == REAL else knowledge_level(cell.config),
+        "knowledge": "data" if cell.method in CONTROLS else knowledge_level(cell.config),
         "group": cell.group,
         "seed": cell.seed,
         "teacher_score": None,
@@ -187,6 +188,32 @@ def measure_real(cell: Cell, teacher: Model) -> dict[str, Any]:
     wall = time.perf_counter() - started
     used = {"wall_seconds": wall, "synthetic_observations": 0, "environment_steps": len(observations)}
     return {**score(cell, student), **used}
+
+
+def measure_labels(cell: Cell, teacher: Model) -> dict[str, Any]:
+    """Train the same student on the data's labels as its teacher was, as many epochs, then score it.
+
+    Raises UserError for a policy's teacher.
+    """
+    if "dataset" not in teacher.config.source:
+        raise UserError(f"method: {LABELS} is for classifiers, and {cell.teacher} is a policy")
+    source, architecture = teacher.config.source, dict(cell.config.student.architecture)
+    training = ClassifierTraining(
+        dataset=source["dataset"],
+        groups=source.get("groups", ""),
+        model=architecture.pop("name"),
+        arguments=architecture,
+        epochs=source["epochs"],
+        seed=cell.seed,
+        device=cell.config.device,
+        **source["training"],
+    )
+    started = time.perf_counter()
+    unfinished = (cell.folder / "checkpoint").exists()
+    student = train_classifier(training, cell.folder, show, resume=unfinished, overwrite=True)
+    wall = time.perf_counter() - started
+    seen = len(task_of(cell.config.teacher, cell.episodes).training_observations(teacher))
+    return {**score(cell, student), "wall_seconds": wall, "synthetic_observations": 0, "environment_steps": seen}
 
 
 def score(cell: Cell, student: Model) -> dict[str, Any]:

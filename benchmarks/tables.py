@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.cells import REAL, ROOT, Cell, current_results, load_suite
+from benchmarks.cells import CONTROLS, ROOT, Cell, current_results, load_suite
 from benchmarks.methods import method_pages
 
 FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT.parent / "docs" / "methods.md")
@@ -62,7 +62,7 @@ def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
 
     def method_row(method: str) -> str:
         levels = {line["knowledge"] for lines in recorded.values() for line in lines if line["method"] == method}
-        name = "real observations" if method == REAL else f"`{method}`"
+        name = CONTROLS.get(method, f"`{method}`")
         scores = [
             spread([x for x in recorded[t] if x["method"] == method]) if (t, method) in declared else "" for t in tasks
         ]

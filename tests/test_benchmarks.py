@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import shutil
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import cells, figures, run, speed, tables
-from benchmarks.cells import REAL, current_results, load_suite, read_results, suite_names
+from benchmarks import cells, figures, pack, run, speed, tables
+from benchmarks.cells import LABELS, REAL, append_result, current_results, load_suite, read_results, suite_names
 from benchmarks.methods import method_pages
 from benchmarks.speed import SIDES
 from gasim_ray.config import merged
+from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
 from gasim_ray.methods import METHODS
 from gasim_ray.tasks import TASKS
@@ -132,14 +138,16 @@ def test_a_cell_without_a_teacher_is_pending_until_the_runner_has_trained_it(
     suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_cluster: None
 ) -> None:
     task = {"mnist-sample": {"teacher": "teachers/mnist-sample", "student": {"architecture": {"name": "lenet5"}}}}
-    declare({**suite, "tasks": task, "methods": {"noise": [0]}})
+    declare({**suite, "tasks": task, "methods": {"noise": [0], "labels": [0]}})
     assert started(monkeypatch, run, "small", "--budget-minutes", "0") == 0
-    assert "pending: mnist-sample-noise-0" in capsys.readouterr().out
+    assert "pending: mnist-sample-noise-0, mnist-sample-labels-0" in capsys.readouterr().out
     assert not Path("teachers/mnist-sample").exists()
     assert current_results("small") == {}
     assert started(monkeypatch, run, "small") == 0
-    line = current_results("small")["mnist-sample-noise-0"]
-    assert line["teacher_score"] > 0.7
+    noise, labels = current_results("small").values()
+    assert noise["teacher_score"] > 0.7
+    assert (labels["method"], labels["knowledge"], labels["environment_steps"]) == ("labels", "data", 1500)
+    assert labels["student_score"] > max(0.7, noise["student_score"])
     assert [path.name for path in Path("teachers").iterdir()] == ["mnist-sample"]
 
 
@@ -153,6 +161,42 @@ def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any]) -> None:
     assert (cells.ROOT.parent / figures.draw("small", "cartpole", [first, second])).stat().st_size > 1000
 
 
+def test_what_a_sitting_made_comes_back_in_parts(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    suite["tasks"]["cartpole"]["teacher"] = "teachers/own"
+    declare(suite)
+    shutil.copytree(REPOSITORY / "benchmarks" / "teachers" / "cartpole-dqn", "teachers/own")
+    (noise, *_) = load_suite("small")
+    append_result("small", run.record(noise))
+    monkeypatch.setattr(pack, "PART", 100_000)
+    assert started(monkeypatch, pack, "small", "out", "--only", "method=noise") == 0
+    parts = sorted(Path("out").iterdir())
+    assert len(parts) == 2
+    assert all(part.stat().st_size <= 100_000 for part in parts)
+    before = load_model(noise.folder / "student")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as archive:
+        archive.extractall(tmp_path / "back", filter="data")
+    monkeypatch.chdir(tmp_path / "back")
+    assert Path("results/small.jsonl").read_text() == cells.results_path("small").read_text()
+    after = load_model(noise.folder / "student")
+    for name, tensor in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+    assert load_model("teachers/own").parameter_count > 60_000
+
+
+def test_more_parts_than_allowed_are_refused(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite["tasks"]["cartpole"]["teacher"] = "teachers/own"
+    declare(suite)
+    shutil.copytree(REPOSITORY / "benchmarks" / "teachers" / "cartpole-dqn", "teachers/own")
+    monkeypatch.setattr(pack, "PART", 10_000)
+    assert started(monkeypatch, pack, "small", "out") == 2
+    assert re.search(r"only: \d+ parts are needed and 8 allowed", capsys.readouterr().err)
+    assert not Path("out").exists()
+
+
 def test_an_unknown_suite_is_refused(suite: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="suite: 'smal' is not known; known: small"):
         load_suite("smal")
@@ -160,10 +204,10 @@ def test_an_unknown_suite_is_refused(suite: dict[str, Any]) -> None:
 
 def test_only_keeps_the_cells_that_are_asked_for(suite: dict[str, Any]) -> None:
     found = load_suite("small")
-    assert [c.name for c in found if run.matches(c, "method=gasim,seed=1")] == ["cartpole-gasim-1"]
-    assert len([c for c in found if run.matches(c, "")]) == 4
+    assert [c.name for c in found if cells.matches(c, "method=gasim,seed=1")] == ["cartpole-gasim-1"]
+    assert len([c for c in found if cells.matches(c, "")]) == 4
     with pytest.raises(UserError, match="only: 'sed'"):
-        run.matches(found[0], "sed=1")
+        cells.matches(found[0], "sed=1")
 
 
 def check_line(line: dict[str, Any], method: str) -> None:
@@ -181,6 +225,12 @@ def test_the_control_on_real_observations_says_what_it_took(suite: dict[str, Any
     check_line(line, REAL)
     assert (line["knowledge"], line["synthetic_observations"]) == ("data", 0)
     assert line["environment_steps"] > 50
+
+
+def test_a_policy_cannot_be_trained_on_labels(suite: dict[str, Any]) -> None:
+    (cell, *_) = load_suite("small")
+    with pytest.raises(UserError, match="method: labels is for classifiers"):
+        run.record(replace(cell, method=LABELS))
 
 
 def test_a_cell_is_recorded_once(

@@ -23,8 +23,10 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     table = Table(title=title, caption=_caption(evaluations), box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("model", no_wrap=True)
     columns = [f"{' or '.join(metrics)} (95 %)", "agree %", "KL", "size", "ms", f"ms/{LATENCY_BATCH}"]
-    for column in columns + ["worst"] * classifiers:
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
+    if classifiers:
+        table.add_column("worst %", justify="right", overflow="fold")
     for evaluation in evaluations:
         if len(evaluations) > 1:
             table.add_section()
@@ -54,11 +56,11 @@ def _cells(row: Row, metric: Metric, classifiers: bool) -> list[str]:
         f"{row.latency_batch_ms:.2f}",
     ]
     if classifiers and row.score.worst_class_accuracy is not None:
-        cells.append(f"{row.score.worst_class}: {100 * row.score.worst_class_accuracy:.1f}")
+        cells.append(f"{row.score.worst_class} {100 * row.score.worst_class_accuracy:.1f}")
     return cells
 
 
 def _format(interval: Interval, metric: Metric) -> str:
-    unit, digits = (100, 2) if metric == "accuracy" else (1, 1)
-    mean, low, high = (f"{unit * value:.{digits}f}" for value in (interval.mean, interval.low, interval.high))
-    return f"{mean} ({low}, {high})"
+    if metric == "accuracy":
+        return f"{100 * interval.mean:.2f} ({100 * interval.low:.1f}, {100 * interval.high:.1f})"
+    return f"{interval.mean:.1f} ({interval.low:.1f}, {interval.high:.1f})"
