@@ -351,7 +351,7 @@ class Drawn(Prior):
 def test_the_chosen_are_those_that_each_action_is_answered_most_decidedly() -> None:
     teacher = tiny.model(tiny.VECTOR)
     drawn = Drawn(teacher, "cpu")
-    chosen = Chosen(drawn, teacher, candidates=5)
+    chosen = Chosen(drawn, teacher, candidates=5, contrast=0.0)
     sample = chosen.sample(31, rng("cpu", 0))
     assert sample.shape == (31, 4)
     assert drawn.last.shape == (155, 4)
@@ -361,6 +361,27 @@ def test_the_chosen_are_those_that_each_action_is_answered_most_decidedly() -> N
         best = drawn.last[decided[:, action].argsort(descending=True)[:10]]
         assert torch.equal(sample[action::3][:10], best)
         assert answered[action::3, action].mean() > decided[:, action].mean()
+
+
+@pytest.mark.parametrize("spec", [tiny.GREY, replace(tiny.GREY, mean=(200.0,))])
+def test_the_contrast_of_the_chosen_is_raised(spec: ObservationSpec) -> None:
+    teacher = tiny.model(spec)
+    faint, strong = (
+        Chosen(Mixture(["shapes"], teacher, "cpu"), teacher, 2, contrast).sample(50, rng("cpu", 0)) / 255
+        for contrast in (0.0, 2.0)
+    )
+    ground = 1.0 if spec.mean == (200.0,) else 0.0
+    before, after = (faint - ground).abs(), (strong - ground).abs()
+    assert ((after >= before - 1e-6) & (after <= 3 * before + 1e-6)).all()
+    assert after.mean() > 1.1 * before.mean()
+    assert strong.min() >= 0
+    assert strong.max() <= 1
+
+
+def test_contrast_is_refused_for_vectors() -> None:
+    teacher = tiny.model(tiny.VECTOR)
+    with pytest.raises(UserError, match=r"generator.contrast: 1.0 is for images"):
+        Chosen(Uniform(teacher, "cpu"), teacher, 2, 1.0)
 
 
 @pytest.mark.parametrize("name", ["shapes", "leaves"])

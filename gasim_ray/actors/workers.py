@@ -102,8 +102,9 @@ def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | No
     """What the configured generators start from; None for networks that start from their latent vector alone."""
     if not config.generator.prior:
         return None
-    prior = Mixture(config.generator.prior, teacher, device)
-    return Chosen(prior, teacher, config.generator.candidates) if config.generator.candidates else prior
+    settings = config.generator
+    prior = Mixture(settings.prior, teacher, device)
+    return Chosen(prior, teacher, settings.candidates, settings.contrast) if settings.candidates else prior
 
 
 def make_synthesizer(

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from gasim_ray.core.model import Model
+from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.prior import Knowledge, Prior
 from gasim_ray.errors import UserError
 
@@ -29,6 +30,18 @@ def enlargements(cells: tuple[int, int], side: int) -> Tensor:
     return matrices
 
 
+def has_normaliser(spec: ObservationSpec) -> bool:
+    """Whether mean and deviation of what the teacher was trained on are stated."""
+    return spec.mean != (0.0,) or spec.std != (1.0,)
+
+
+def brightness(spec: ObservationSpec) -> float:
+    """Mean within the bounds, 0 to 1, that the normaliser tells; one half where there is none."""
+    low, high = (float(bound.mean()) for bound in spec.bounds())
+    mean = sum(spec.mean) / len(spec.mean)
+    return min(0.95, max(0.05, (mean - low) / (high - low))) if has_normaliser(spec) else 0.5
+
+
 class Pictures(Prior):
     """What smooth random fields are made into: pictures as bright as the teacher's normaliser says (generic).
 
@@ -43,15 +56,14 @@ class Pictures(Prior):
         super().__init__(teacher, device)
         if not self.spec.is_image:
             raise UserError("generator.prior: pictures are for images; a vector teacher takes 'geometry' or 'uniform'")
-        low, high = (float(bound.mean()) for bound in (self.low, self.high))
-        mean, std = (sum(numbers) / len(numbers) for numbers in (self.spec.mean, self.spec.std))
-        stated = self.spec.mean != (0.0,) or self.spec.std != (1.0,)
-        #: Mean brightness within the bounds, 0 to 1; one half where there is no normaliser.
-        self.brightness = min(0.95, max(0.05, (mean - low) / (high - low))) if stated else 0.5
+        #: Mean brightness within the bounds, 0 to 1.
+        self.brightness = brightness(self.spec)
         # An object that differs in brightness by t from its ground on a share s of the pixels has mean s t and mean
         # square s t², whose ratio the normaliser tells.
         amid = min(self.brightness, 1 - self.brightness)
-        contrast = amid + (std / (high - low)) ** 2 / amid if stated else 0.6
+        low, high = (float(bound.mean()) for bound in (self.low, self.high))
+        std = sum(self.spec.std) / len(self.spec.std) / (high - low)
+        contrast = amid + std**2 / amid if has_normaliser(self.spec) else 0.6
         #: Least difference in brightness of an object from its ground, if they are uniform from there to 1.
         self.least_tone = min(0.8, max(0.2, 2 * contrast - 1))
 
@@ -125,7 +137,7 @@ class Shapes(Pictures):
     """A filled shape amid an empty ground, of one or two tones and some texture, every other one its mirror image."""
 
     #: Shortest and longest half-axis of the ellipse that an outline is bent from, in halves of the picture's sides.
-    half_axes = (0.45, 1.4)
+    half_axes = (0.35, 1.1)
     #: Cells of the texture's grid: close to the pixels, so that it has an edge everywhere.
     grain = (20, 28)
 
@@ -167,7 +179,7 @@ class Leaves(Shapes):
         sharpness = self.uniform(count, log(12), log(60), generator).exp()
         picture = torch.zeros_like(bend)
         for index in range(self.most):
-            inside = self.leaf(count, 1.25 if index < 2 else 0.5, generator)
+            inside = self.leaf(count, 0.9 if index < 2 else 0.5, generator)
             inside = torch.where(alike, torch.maximum(inside, inside.flip(3)), inside)
             tone = self.uniform(count, self.least_tone, 1.0, generator)
             if index > 0:

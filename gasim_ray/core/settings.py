@@ -79,6 +79,10 @@ class GeneratorSettings:
     """Samples of the prior for each that is used: those are, which the teacher answers most decidedly, as many for
     each action; 0 takes them as they come."""
 
+    contrast: float = 0.0
+    """Most by which the contrast of chosen images is raised, each by its own share of it: 2 multiplies the difference
+    from the ground by 1 to 3."""
+
     actors: int = 2
     """Generator actors."""
 
@@ -148,6 +152,7 @@ class GeneratorSettings:
             "cpus",
             "gpus",
             "candidates",
+            "contrast",
             "width",
         )
         check_range(self, dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0), {"meta": 1.0})
