@@ -118,10 +118,8 @@ def methods_of(declared: dict[str, Any]) -> list[str]:
 def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed: int) -> Cell:
     """One cell with all its settings; a variant is a method with other settings under a name of its own."""
     settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
-    variant = (
-        {"method": "gasim"} if method in CONTROLS else declared.get("variants", {}).get(method, {"method": method})
-    )
-    tree = merged(declared["config"], settings, variant, {"seed": seed})
+    variants = {**declared.get("variants", {}), **{name: {"method": "gasim"} for name in CONTROLS}}
+    tree = merged(declared["config"], settings, variants.get(method, {"method": method}), {"seed": seed})
     group = declared["tasks"][task].get("group", suite)
     return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), tree)
 

@@ -1,22 +1,24 @@
 """Packs what a sitting on a lent machine made: python -m benchmarks.pack SUITE OUT [--only task=cifar10].
 
-Recorded lines, teachers and students in half precision, as parts of one archive that are small enough to be carried;
-in the repository's root `cat OUT/SUITE.tar.* | tar x` puts everything back in its place.
+Recorded lines, teachers and students in half precision, as parts of one archive that are small enough to be carried.
+At home the same command with --back adds the lines and the models that are not there yet, and replaces nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 from safetensors.torch import load_file, save
 
-from benchmarks.cells import Cell, load_suite, matches, results_path, suite_names
+from benchmarks.cells import Cell, append_result, load_suite, matches, read_results, results_path, suite_names
 from gasim_ray.errors import UserError
 
 #: Bytes of a part, and the most parts.
@@ -29,14 +31,18 @@ def main() -> int:
     parser.add_argument("suite", choices=suite_names())
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="task=...,method=...,seed=... that a cell must have")
+    parser.add_argument("--back", action="store_true", help="unpack what lies in OUT into this repository")
     given = parser.parse_args()
+    archive = given.out / f"{given.suite}.tar"
     try:
-        cells = [cell for cell in load_suite(given.suite) if matches(cell, given.only)]
-        parts = pack(results_path(given.suite), cells, given.out / f"{given.suite}.tar")
+        if given.back:
+            print(f"{archive}: {unpack(given.suite, archive)} new files and lines")
+        else:
+            cells = [cell for cell in load_suite(given.suite) if matches(cell, given.only)]
+            print(f"{archive}: {pack(results_path(given.suite), cells, archive)} parts")
     except UserError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    print(f"{given.out}: {parts} parts; cat {given.out}/{given.suite}.tar.* | tar x")
     return 0
 
 
@@ -59,6 +65,28 @@ def pack(results: Path, cells: list[Cell], archive: Path) -> int:
     for number, part in enumerate(parts):
         archive.with_name(f"{archive.name}.{number:02}").write_bytes(part)
     return len(parts)
+
+
+def unpack(suite: str, archive: Path) -> int:
+    """Add the recorded lines and the files that are not there; returns how many. Raises UserError if nothing is there.
+
+    Models that are there stay as they are: what comes back is in half precision.
+    """
+    parts = sorted(archive.parent.glob(f"{archive.name}.*"))
+    if not parts:
+        raise UserError(f"out: no {archive}.00 there; pack it first")
+    results, known, added = results_path(suite).absolute(), read_results(suite), 0
+    with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as tar:
+        for entry in tar:
+            if Path(entry.name).absolute() == results:
+                lines = [json.loads(line) for line in cast(IO[bytes], tar.extractfile(entry))]
+                for line in (line for line in lines if line not in known):
+                    append_result(suite, line)
+                    added += 1
+            elif not Path(entry.name).exists():
+                tar.extract(entry, filter="data")
+                added += 1
+    return added
 
 
 def files_of(results: Path, cells: list[Cell]) -> Iterator[Path]:

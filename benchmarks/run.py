@@ -208,9 +208,8 @@ def measure_labels(cell: Cell, teacher: Model) -> dict[str, Any]:
         device=cell.config.device,
         **source["training"],
     )
-    started = time.perf_counter()
-    unfinished = (cell.folder / "checkpoint").exists()
-    student = train_classifier(training, cell.folder, show, resume=unfinished, overwrite=True)
+    started, folder = time.perf_counter(), RunFolder(cell.folder).student
+    student = train_classifier(training, folder, show, resume=(folder / "checkpoint").exists(), overwrite=True)
     wall = time.perf_counter() - started
     seen = len(task_of(cell.config.teacher, cell.episodes).training_observations(teacher))
     return {**score(cell, student), "wall_seconds": wall, "synthetic_observations": 0, "environment_steps": seen}

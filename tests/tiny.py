@@ -56,3 +56,11 @@ def tree(teacher: Any, **changed: Any) -> dict[str, Any]:
     for key, value in changed.items():
         tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
     return tree
+
+
+def assert_within(observations: torch.Tensor, spec: ObservationSpec) -> None:
+    """The observations are finite and inside the space's bounds, but for rounding."""
+    low, high = spec.bounds()
+    slack = 1e-5 * (high - low)
+    assert bool(torch.isfinite(observations).all())
+    assert bool(((observations >= low - slack) & (observations <= high + slack)).all())

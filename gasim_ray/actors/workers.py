@@ -18,6 +18,7 @@ from gasim_ray.core.distill import new_student
 from gasim_ray.core.learner import LEARNER_KEY, Learner
 from gasim_ray.core.mixture import Chosen, Mixture
 from gasim_ray.core.model import Model
+from gasim_ray.core.pictures import Contrasted
 from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.prune import cut_down, prune_obstacle
 from gasim_ray.core.seeds import rng
@@ -103,8 +104,10 @@ def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | No
     if not config.generator.prior:
         return None
     settings = config.generator
-    prior = Mixture(settings.prior, teacher, device)
-    return Chosen(prior, teacher, settings.candidates, settings.contrast) if settings.candidates else prior
+    prior: Prior = Mixture(settings.prior, teacher, device)
+    if settings.candidates:
+        prior = Chosen(prior, teacher, settings.candidates)
+    return Contrasted(prior, teacher, settings.contrast) if settings.contrast else prior
 
 
 def make_synthesizer(

@@ -11,7 +11,7 @@ from torch import Tensor
 from gasim_ray.core.geometry import Geometry, Undecided
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import policy_logits
-from gasim_ray.core.pictures import Contours, Fields, Leaves, Shapes, brightness
+from gasim_ray.core.pictures import Contours, Fields, Leaves, Shapes
 from gasim_ray.core.prior import Gaussian, Knowledge, Prior, Uniform
 from gasim_ray.core.prune import with_layer_inputs
 from gasim_ray.errors import UserError
@@ -59,17 +59,11 @@ class Chosen(Prior):
     it has not seen). A picture of more contrast excites everything, so outputs are taken relative to the excitement of
     the first layer: that tells which of several priors resembles the data. Observation i of a sample has, among
     `candidates` times as many, one of the greatest outputs for action i modulo the number of actions.
-
-    That favours faint pictures. So the contrast of each is raised afterwards, by up to `contrast` times itself; raises
-    UserError if that is asked for vectors.
     """
 
-    def __init__(self, prior: Prior, teacher: Model, candidates: int, contrast: float) -> None:
+    def __init__(self, prior: Prior, teacher: Model, candidates: int) -> None:
         super().__init__(teacher, prior.device)
-        if contrast and not self.spec.is_image:
-            raise UserError(f"generator.contrast: {contrast} is for images; a vector teacher takes 0")
-        self.prior, self.teacher = prior, teacher.to(prior.device)
-        self.candidates, self.contrast = candidates, contrast
+        self.prior, self.teacher, self.candidates = prior, teacher.to(prior.device), candidates
         self.knowledge = prior.knowledge
 
     @torch.no_grad()
@@ -78,13 +72,7 @@ class Chosen(Prior):
         drawn = self.prior.sample(count * self.candidates, generator)
         decided = self.decidedness(drawn)
         best = decided.topk(ceil(count / decided.shape[1]), dim=0).indices
-        chosen = drawn[best.flatten()[:count]]
-        if not self.contrast:
-            return chosen
-        raised = torch.rand((count, *[1] * (chosen.dim() - 1)), generator=generator, device=self.device)
-        ground = self.high if brightness(self.spec) > 0.5 else self.low
-        stronger = ground + (chosen - ground) * (1 + self.contrast * raised)
-        return torch.minimum(torch.maximum(stronger, self.low), self.high)
+        return drawn[best.flatten()[:count]]
 
     def decidedness(self, observations: Tensor) -> Tensor:
         """Centred outputs (N, actions) to observations (N, *spec.shape), over the norm of the first layer's answer."""

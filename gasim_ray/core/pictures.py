@@ -207,3 +207,24 @@ class Leaves(Shapes):
 def mirrored(fields: Tensor) -> Tensor:
     """Fields (N, channels, height, width) that are the same left and right, of the same deviation."""
     return (fields + fields.flip(3)) / 2**0.5
+
+
+class Contrasted(Prior):
+    """Another prior's images, the difference of each from its ground multiplied by its own 1 to 1 + `contrast`.
+
+    For after a choice (core.mixture.Chosen), which favours faint pictures. Raises UserError for a vector teacher.
+    """
+
+    def __init__(self, prior: Prior, teacher: Model, contrast: float) -> None:
+        super().__init__(teacher, prior.device)
+        if not self.spec.is_image:
+            raise UserError(f"generator.contrast: {contrast} is for images; a vector teacher takes 0")
+        self.prior, self.contrast, self.knowledge = prior, contrast, prior.knowledge
+        self.ground = self.high if brightness(self.spec) > 0.5 else self.low
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Prior."""
+        images = self.prior.sample(count, generator)
+        factor = 1 + self.contrast * torch.rand((count, 1, 1, 1), generator=generator, device=self.device)
+        stronger = self.ground + factor * (images - self.ground)
+        return torch.minimum(torch.maximum(stronger, self.low), self.high)

@@ -80,8 +80,8 @@ class GeneratorSettings:
     each action; 0 takes them as they come."""
 
     contrast: float = 0.0
-    """Most by which the contrast of chosen images is raised, each by its own share of it: 2 multiplies the difference
-    from the ground by 1 to 3."""
+    """Most by which the contrast of the prior's images is raised, each by its own share of it: 2 multiplies the
+    difference from the ground by 1 to 3."""
 
     actors: int = 2
     """Generator actors."""

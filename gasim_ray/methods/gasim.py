@@ -1,10 +1,10 @@
 """gasim: our own. GAS with direct generators that start from what the teacher's weights tell of its data.
 
 Vectors start from the teacher's geometry (core.geometry) at many scales; images from lines, shapes and dead leaves, of
-which those are taken that the teacher answers most decidedly, as many for each class; an order keeps them and moves
-copies a few steps towards another class, drawn at random, past what lies between the two. Every order draws a fresh
-batch, so each is a re-initialisation; its steps also lead to where teacher and student disagree. The student replays
-a pool; an image student starts as the teacher cut down to its size where that fits (core.prune).
+which those are taken that the teacher answers most decidedly, as many for each class, and their contrast is raised; an
+order keeps them and moves copies a few steps towards a class drawn at random, past what lies between two classes. Every
+order draws a fresh batch, so each is a re-initialisation; its steps also lead to where teacher and student disagree.
+The student replays a pool; an image student starts as the teacher cut down to its size where that fits (core.prune).
 """
 
 from __future__ import annotations

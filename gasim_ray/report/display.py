@@ -58,6 +58,10 @@ class Display:
 
 def line(p: Progress, rates: tuple[float, float]) -> str:
     """One line of progress; rates are observations and student steps a second."""
+    if not p.observations:
+        return (
+            f"{p.seconds:5.0f} s | waiting for the first batch | {p.actors_alive} actors alive, {p.restarts} restarts"
+        )
     left = p.seconds * (1 - p.spent) / p.spent if p.spent > 0 else float("nan")
     return (
         f"{p.seconds:5.0f} s, {left:4.0f} s left | {rates[0]:7,.0f} observations/s {rates[1]:6,.0f} student steps/s | "
