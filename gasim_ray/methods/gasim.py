@@ -34,7 +34,7 @@ def image_preset() -> Tree:
             "kind": "direct",
             "prior": ["contours", "shapes", "leaves"],
             "candidates": 8,
-            "contrast": 2.0,
+            "contrast": 0.7,
             "actors": 1,
             "steps": 4,
             "learning_rate": 0.3,
