@@ -78,7 +78,9 @@ class Cell:
         """
         teacher = load_config(self.teacher).to_json()
         cell = {"out": "", "episodes": self.episodes, "method": self.method, "teacher": teacher}
-        fields = without_off({**plain(asdict(self.config)), **cell})
+        tree = plain(asdict(self.config))
+        del tree["student"]["cpus"]  # what the learner reserves; older lines know nothing of it
+        fields = without_off({**tree, **cell})
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""The command line: gasim demo | distill | evaluate | compare | teacher.
+"""The command line: gasim demo | distill | evaluate | compare | tune | teacher.
 
 A command is a function that takes its arguments and returns what it has to say; the modules it needs are imported when
 it runs, so that `gasim distill` never loads an environment.
@@ -27,6 +27,16 @@ Distils a teacher into a student; CONFIG.yaml may be the config.yaml of an earli
   --groups A/B    with --task: the task whose teacher tells these groups of classes apart, such as 0,1/2,3,4
   --resume        go on from the checkpoint in --out
   --overwrite     replace what is in --out
+"""
+
+TUNE_USAGE = """gasim tune SWEEP.yaml [--out DIR] [--overwrite] [--key value ...], or gasim tune --resume DIR
+
+Searches the settings of a distillation. SWEEP.yaml is described in tune_configs/template.yaml; the keys below may also
+be given here. Ctrl-C leaves what --resume goes on from.
+
+  --out DIR       the sweep's folder, by default sweeps/SWEEP
+  --overwrite     replace what is in it
+  --resume DIR    go on: finished trials stay, running ones go on from their last reports
 """
 
 
@@ -151,6 +161,35 @@ def teacher_command(arguments: list[str]) -> None:
     actions[arguments[0]](arguments[1:])
 
 
+def tune_command(arguments: list[str]) -> None:
+    """Search the settings of a distillation with Ray Tune."""
+    from gasim_ray.tuning.sweep import make_parser, parse_sweep
+
+    parser = argparse.ArgumentParser(prog="gasim tune", usage=TUNE_USAGE, add_help=False)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", type=Path, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true")
+    if "--help" in arguments or "-h" in arguments:
+        print(f"usage: {TUNE_USAGE}")
+        print(make_parser().format_help().partition("\n\n")[2])
+        return
+    file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    given, rest = parser.parse_known_args(arguments)
+    if given.resume is not None:
+        if file or rest or given.out or given.overwrite:
+            raise UserError("resume: give --resume DIR alone; the sweep in it says everything else")
+        from gasim_ray.tuning.run import resume_sweep
+
+        print(f"sweep: {resume_sweep(given.resume)}")
+        return
+    if file is None:
+        raise UserError("tune: say which sweep: gasim tune tune_configs/SWEEP.yaml; --help says more")
+    sweep = parse_sweep(Path(file), rest)
+    from gasim_ray.tuning.run import run_sweep
+
+    print(f"sweep: {run_sweep(sweep, given.out or Path('sweeps') / Path(file).stem, given.overwrite)}")
+
+
 def demo_command(arguments: list[str]) -> None:
     """Distil the shipped Acrobot policy with two actors and compare student, teacher and controls."""
     from gasim_ray.config import build_config
@@ -174,5 +213,6 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "distill": distill_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
+    "tune": tune_command,
     "teacher": teacher_command,
 }

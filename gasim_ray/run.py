@@ -33,12 +33,18 @@ METRICS_SECONDS = 1.0
 SAMPLES = 512
 
 
+#: Called after each step of the loop, with a function that gives the student as it is then.
+Watch = Callable[[Loop, Callable[[], Model]], None]
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C ended the run; a checkpoint was written."""
 
 
-def distill(config: DistillConfig, display: Display, resume: bool = False, overwrite: bool = False) -> Path:
-    """Distil the teacher into a student; returns the run's folder.
+def distill(
+    config: DistillConfig, display: Display, resume: bool = False, overwrite: bool = False, watch: Watch | None = None
+) -> Path:
+    """Distil the teacher into a student; returns the run's folder. `watch` may raise to end the run.
 
     Raises UserError for what the user can mend, and Interrupted after Ctrl-C.
     """
@@ -56,7 +62,7 @@ def distill(config: DistillConfig, display: Display, resume: bool = False, overw
                 folder.begin(config, overwrite)
             except OSError as error:
                 raise UserError(f"out: {folder.path} cannot be written ({error.strerror})") from error
-        progress, learner = _drive(workers, config, folder, state, display, student)
+        progress, learner = _drive(workers, config, folder, state, display, student, watch)
     finally:
         workers.close()
     _finish(folder, config, student, learner, progress)
@@ -81,6 +87,7 @@ def _drive(
     state: dict[str, Any] | None,
     display: Display,
     student: Model,
+    watch: Watch | None,
 ) -> tuple[Progress, dict[str, Any]]:
     metrics = Metrics(folder.path)
     last_row = last_checkpoint = time.perf_counter()
@@ -98,11 +105,14 @@ def _drive(
         except OSError as error:
             display.note(f"warning: metrics.csv: {error.strerror}; the run goes on")
 
-    def keep_snapshot(loop: Loop) -> None:
+    def current_student() -> Model:
         weights = workers.read(workers.student_weights())
         student.network.load_state_dict({name: torch.tensor(array) for name, array in weights.tensors.items()})
+        return student
+
+    def keep_snapshot(loop: Loop) -> None:
         try:
-            folder.save_snapshot(loop.progress.seconds, student)
+            folder.save_snapshot(loop.progress.seconds, current_student())
         except (OSError, SafetensorError) as error:
             display.note(f"warning: snapshots: {error}; the run goes on")
 
@@ -120,6 +130,8 @@ def _drive(
         if now - last_checkpoint >= config.checkpoint_seconds:
             save(loop)
             last_checkpoint = time.perf_counter()
+        if watch is not None:
+            watch(loop, current_student)
 
     with interruptible() as stop:
         loop = Loop(workers, config, stop, report)

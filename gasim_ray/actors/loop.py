@@ -183,9 +183,10 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint, which may be that of a run with another number of actors."""
         self.workers.restore(state["learner"], state["generators"])
-        self.next_order = list(state["next_order"])
+        actors = len(self.next_order)
+        self.next_order = [*state["next_order"], *self.next_order][:actors]
         self.progress = Progress(**{**state["progress"], "actors_alive": 0})
         self.generations = dict(state["generations"])
         self.weights = self.workers.student_weights()

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util import get_current_placement_group
 from ray.util.metrics import Gauge
 
 from gasim_ray.actors.workers import Answer, WorkerLost, make_learner, make_prior, make_synthesizer, use_threads
@@ -18,8 +19,6 @@ from gasim_ray.core.model import Model
 from gasim_ray.core.synthesizer import Synthesizer
 from gasim_ray.errors import UserError
 
-#: CPUs that the learner actor reserves.
-LEARNER_CPUS = 1.0
 #: Seconds that a killed actor's resources take at most to be free again.
 RELEASE_SECONDS = 5.0
 
@@ -59,7 +58,7 @@ class LearnerActor:
     """A Learner in a process of its own."""
 
     def __init__(self, teacher: Model, config: DistillConfig) -> None:
-        use_threads(LEARNER_CPUS)
+        use_threads(config.student.cpus)
         self.learner: Learner = make_learner(teacher, config, config.device, make_prior(teacher, config, "cpu"))
 
     def update(self, progress: float, *batches: Any) -> Any:
@@ -83,13 +82,16 @@ class RayWorkers:
     """One learner actor, and generator actors that are replaced when they die."""
 
     def __init__(self, teacher: Model, config: DistillConfig) -> None:
-        check_resources(config)
         self.config = config
+        # A trial of a sweep has a placement group with a bundle for each actor, which its caller has checked.
+        self.placed = get_current_placement_group() is not None
+        if not self.placed:
+            check_resources(config)
         self.gauges: dict[str, Any] = {}
         self.teacher = ray.put(teacher)
         self.learner = (
             ray.remote(LearnerActor)
-            .options(num_cpus=LEARNER_CPUS, num_gpus=learner_gpus(config))
+            .options(num_cpus=config.student.cpus, num_gpus=learner_gpus(config))
             .remote(self.teacher, config)
         )
         self.generators = [self._start(actor) for actor in range(config.generator.actors)]
@@ -97,7 +99,8 @@ class RayWorkers:
 
     def _start(self, actor: int) -> Any:
         generator = self.config.generator
-        options = {"num_cpus": generator.cpus, "num_gpus": generator.gpus, "scheduling_strategy": "SPREAD"}
+        spread = {} if self.placed else {"scheduling_strategy": "SPREAD"}
+        options = {"num_cpus": generator.cpus, "num_gpus": generator.gpus, **spread}
         return ray.remote(GeneratorActor).options(**options).remote(self.teacher, self.config, actor)
 
     def order(self, actor: int, order: int, weights: Any) -> Answer:
@@ -175,10 +178,7 @@ def check_resources(config: DistillConfig) -> None:
     What a run before this one is still letting go of is waited for.
     """
     generator = config.generator
-    wanted = {
-        "CPU": LEARNER_CPUS + generator.actors * generator.cpus,
-        "GPU": generator.actors * generator.gpus + learner_gpus(config),
-    }
+    wanted = reserved(config)
     deadline = time.monotonic() + RELEASE_SECONDS
     while short := lacking(wanted, ray.available_resources()):
         if lacking(wanted, ray.cluster_resources()) or time.monotonic() > deadline:
@@ -188,6 +188,18 @@ def check_resources(config: DistillConfig) -> None:
                 f"{free:g} is free; lower generator.actors or generator.{resource.lower()}s"
             )
         time.sleep(0.1)
+
+
+def bundles(config: DistillConfig) -> list[dict[str, float]]:
+    """What each actor of a run reserves: the learner first, then the generators."""
+    learner = {"CPU": config.student.cpus, "GPU": learner_gpus(config)}
+    generator = {"CPU": config.generator.cpus, "GPU": config.generator.gpus}
+    return [learner, *([generator] * config.generator.actors)]
+
+
+def reserved(config: DistillConfig) -> dict[str, float]:
+    """What all of a run's actors reserve together."""
+    return {name: sum(bundle[name] for bundle in bundles(config)) for name in ("CPU", "GPU")}
 
 
 def lacking(wanted: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, float] | None:

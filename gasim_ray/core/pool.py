@@ -64,9 +64,12 @@ class Pool:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict` for a pool of the same capacity."""
-        filled = len(state["losses"])
-        self.observations[:filled] = state["observations"]
-        self.logits[:filled] = state["logits"]
-        self.losses[:filled] = state["losses"]
-        self.added = int(state["added"])
+        """Inverse of `state_dict`; a pool of another capacity takes the newest that it can hold."""
+        filled, added = len(state["losses"]), int(state["added"])
+        unwrapped = added == filled < self.capacity
+        kept = torch.arange(filled) if unwrapped or filled == self.capacity else (torch.arange(filled) + added) % filled
+        kept = kept[-self.capacity :]
+        self.observations[: len(kept)] = state["observations"][kept].to(self.observations)
+        self.logits[: len(kept)] = state["logits"][kept].to(self.logits)
+        self.losses[: len(kept)] = state["losses"][kept].to(self.losses)
+        self.added = added if filled == self.capacity else len(kept)

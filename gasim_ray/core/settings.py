@@ -51,13 +51,16 @@ class StudentSettings:
     logits_weight: float = 0.0
     """Weight of the mean absolute difference of policy logits, added to the KL divergence."""
 
+    cpus: float = 1.0
+    """CPUs that the learner actor reserves."""
+
     logits_alone: bool = False
     """Leave the KL divergence out, so that only the difference of logits counts."""
 
     def __post_init__(self) -> None:
         check_range(
             self,
-            {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0},
+            {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0, "cpus": 0},
         )
         if self.logits_alone and not self.logits_weight:
             raise UserError("student.logits_weight: 0 with student.logits_alone leaves no loss; give it a weight")

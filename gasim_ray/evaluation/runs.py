@@ -11,7 +11,7 @@ from torch import Tensor
 from gasim_ray.actors.loop import Loop
 from gasim_ray.actors.workers import LocalWorkers
 from gasim_ray.config import DistillConfig
-from gasim_ray.core.model import Model, load_config
+from gasim_ray.core.model import Model, ModelConfig, load_config
 from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.settings import ObjectiveSettings
 from gasim_ray.errors import UserError
@@ -30,13 +30,32 @@ def task_of_run(run: Path, env: str | None, dataset: str | None, data: Path | No
     """
     teacher = load_config(Path(saved_config(run).teacher))
     if not env and not dataset:
-        env, dataset = teacher.source.get("environment"), teacher.source.get("dataset")
+        env, dataset = source_of(teacher)
     if not env and not dataset:
         raise UserError(f"env: the teacher of {run} does not say what it was trained on; give --env or --dataset")
     groups = teacher.source.get("groups", "")
     task: Task = EnvironmentTask(env, episodes, seed) if env else DatasetTask(load_dataset(str(dataset), data, groups))
     task.check(teacher, TEACHER)
     return task
+
+
+def task_of_teacher(folder: Path, episodes: int, seed: int) -> Task:
+    """The environment, played in this process, or the data set that a teacher was trained on.
+
+    Raises UserError if it does not say which.
+    """
+    teacher = load_config(folder)
+    env, dataset = source_of(teacher)
+    if not env and not dataset:
+        raise UserError(f"evaluate.enabled: the teacher in {folder} does not say what it was trained on")
+    if env:
+        return EnvironmentTask(env, episodes, seed, local=True)
+    return DatasetTask(load_dataset(str(dataset), None, teacher.source.get("groups", "")))
+
+
+def source_of(teacher: ModelConfig) -> tuple[str | None, str | None]:
+    """The environment and the data set that a teacher names."""
+    return teacher.source.get("environment"), teacher.source.get("dataset")
 
 
 def control_distiller(run: Path) -> Distil:

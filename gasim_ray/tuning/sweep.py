@@ -1,0 +1,196 @@
+"""What a sweep is: a frozen tree read from tune_configs/<sweep>.yaml and the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from gasim_ray.config import build_config, parse, plain, read_yaml
+from gasim_ray.core.settings import check_range
+from gasim_ray.errors import UserError
+from gasim_ray.tasks import distillation_of
+from gasim_ray.tuning.space import Dimension, check_values, parse_space
+
+#: Written into every sweep's folder; another number cannot be resumed.
+FORMAT = 1
+#: What every trial reports.
+PLAIN_METRICS = ("agreement", "kl", "seconds", "observations", "student_steps")
+#: What only an evaluation on the task itself can tell.
+TASK_METRICS = ("return", "accuracy")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Whether trials are also measured on the task itself. Steers nothing unless an objective names it."""
+
+    section = "evaluate"
+
+    enabled: bool = False
+    """Measure each report's student in the environment or on the test images that the teacher is known by."""
+
+    episodes: int = 20
+    """Episodes of each measurement, for policies."""
+
+    def __post_init__(self) -> None:
+        check_range(self, {"episodes": 2})
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """The observations that trials are compared on. No trial learns from them; see tuning.validation."""
+
+    section = "validation"
+
+    observations: int = 1024
+    """Observations from each source."""
+
+    student_steps: int = 600
+    """Student steps of the distillations whose generators supply some of the sources."""
+
+    def __post_init__(self) -> None:
+        check_range(self, {"observations": 16, "student_steps": 1})
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A search over the settings of a distillation."""
+
+    section = "sweep"
+
+    base: dict[str, Any]
+    """Configuration of every trial: any tree of `gasim distill`, or `task: NAME` for what --task stands for."""
+
+    space: dict[str, Any]
+    """Dotted key -> distribution; see tune_configs/template.yaml."""
+
+    objective: dict[str, Literal["max", "min"]] = field(default_factory=lambda: {"agreement": "max"})
+    """What is searched for, and in which direction; of several the first decides what is best."""
+
+    searcher: Literal["random", "grid", "tpe", "nsga2"] = "tpe"
+    """Where the next settings come from: `tpe` and `nsga2` are Optuna's."""
+
+    scheduler: Literal["none", "asha", "median", "pbt"] = "none"
+    """What stops trials early (asha, median), or copies the better ones' learners (pbt)."""
+
+    trials: int = 20
+    """Number of trials; a grid has as many as it has combinations."""
+
+    seeds: int = 1
+    """Distillations for each trial, one after another, with successive seeds; figures are their means."""
+
+    concurrent: int | None = None
+    """Trials at once, at most; None for as many as fit."""
+
+    seconds: float | None = None
+    """Wall time after which no more trials are run."""
+
+    reports: int = 4
+    """Reports of each trial's first distillation, evenly over its budget; every further one reports at its end."""
+
+    retries: int = 2
+    """Times that a trial which died is taken up from its last report."""
+
+    seed: int = 0
+    """Fixes what is searched, the validation observations, and the first seed of trials."""
+
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Where results are logged beside the folder, by Ray's own callbacks."""
+
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self) -> None:
+        check_range(
+            self,
+            {"trials": 1, "seeds": 1, "concurrent": 1, "seconds": 1, "reports": 1, "retries": 0, "seed": 0},
+        )
+        self._check_objective()
+        if self.scheduler in ("asha", "median", "pbt") and self.reports < 2:
+            raise UserError(
+                f"sweep.reports: {self.reports} leaves {self.scheduler} no intermediate report to judge by; "
+                "give 2 or more, or scheduler none"
+            )
+        if len(self.objective) > 1 and self.scheduler != "none":
+            raise UserError(f"sweep.scheduler: {self.scheduler} follows one objective, not several; take none")
+        if self.scheduler == "pbt" and self.searcher != "random":
+            raise UserError(f"sweep.searcher: {self.searcher} with pbt, which searches by itself; take random")
+        if self.scheduler == "pbt" and self.seeds > 1:
+            raise UserError(f"sweep.seeds: {self.seeds} with pbt, which copies one learner; take 1")
+
+    def _check_objective(self) -> None:
+        if not self.objective:
+            raise UserError("sweep.objective: empty; give a figure and its direction, such as agreement: max")
+        known = (*PLAIN_METRICS, *TASK_METRICS)
+        for name in self.objective:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                raise UserError(f"sweep.objective: no trial reports {name!r}; {hint}")
+            if name in TASK_METRICS and not self.evaluate.enabled:
+                raise UserError(f"sweep.objective: {name} is reported only with evaluate.enabled: true")
+
+    def tree(self) -> dict[str, Any]:
+        """The distillation that every trial starts from; a task's name is resolved, and paths are absolute."""
+        base = dict(self.base)
+        task = base.pop("task", None)
+        named = distillation_of(str(task)) if task is not None else {}
+        tree = {**named, **base}
+        if "student" in named and "student" in base:
+            tree["student"] = {**named["student"], **base["student"]}
+        if isinstance(tree.get("teacher"), str):
+            # Trials run in folders of their own.
+            tree["teacher"] = str(Path(tree["teacher"]).resolve())
+        return tree
+
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The search space, checked against the tree; raises UserError."""
+        build_config(self.tree())
+        space = parse_space(self.space)
+        check_values(self.tree(), space)
+        if self.scheduler == "pbt" and any(dimension.when for dimension in space):
+            raise UserError("sweep.scheduler: pbt changes settings one by one, so no key may depend on others (when)")
+        return space
+
+    @property
+    def last_report(self) -> int:
+        """Reports of a trial that ends by itself."""
+        return self.reports + self.seeds - 1
+
+    def to_yaml(self) -> str:
+        """The sweep as a file that `gasim tune` reads back."""
+        return yaml.safe_dump({"format": FORMAT, **plain(asdict(self))}, sort_keys=False)
+
+
+def make_parser() -> ArgumentParser:
+    """The parser of a sweep; its --help is the dataclass's documentation."""
+    parser = ArgumentParser(prog="gasim tune", exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(Sweep, fail_untyped=True)
+    return parser
+
+
+def parse_sweep(file: Path, arguments: Sequence[str] = ()) -> Sweep:
+    """A sweep from its file, with arguments over it; raises UserError in one line."""
+    tree = read_yaml(str(file))
+    made_by = tree.pop("format", FORMAT)
+    if made_by != FORMAT:
+        raise UserError(f"{file}: format {made_by} is of another version; this one reads {FORMAT}; start a new sweep")
+    _check_keys(tree)
+    parser = make_parser()
+    return Sweep(**parser.instantiate_classes(parse(parser, tree, arguments)).as_dict())
+
+
+def _check_keys(tree: Mapping[str, Any]) -> None:
+    known = [f.name for f in fields(Sweep)]
+    for key in tree:
+        if key not in known:
+            near = get_close_matches(key, known, n=1, cutoff=0.4)
+            raise UserError(f"{key}: no such key of a sweep; " + (f"did you mean {near[0]}?" if near else "see --help"))
+    for key in ("base", "space"):
+        if not isinstance(tree.get(key), Mapping):
+            raise UserError(f"{key}: missing or no mapping; a sweep needs a base configuration and a space")

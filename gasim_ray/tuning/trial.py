@@ -1,0 +1,175 @@
+"""One trial of a sweep: ordinary distillations inside Ray Tune, that report to it and go on from its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+from rich.console import Console
+
+from gasim_ray.actors.loop import Loop
+from gasim_ray.actors.ray_workers import bundles
+from gasim_ray.config import DistillConfig, build_config
+from gasim_ray.core.model import Model, load_model
+from gasim_ray.evaluation.tasks import TEACHER
+from gasim_ray.report.display import Display
+from gasim_ray.run import distill
+from gasim_ray.run_folder import RunFolder, write_atomically
+from gasim_ray.tuning.space import with_settings
+from gasim_ray.tuning.sweep import EvaluationSettings, ValidationSettings
+from gasim_ray.tuning.validation import Validation, make_validation
+
+#: The key beneath which settings that were drawn before the sweep stand in Tune's configuration.
+POINT = "settings"
+#: What a checkpoint keeps beside the run: the figures of finished seeds.
+STATE_FILE = "trial.json"
+#: Seconds between checkpoints that a trial never reaches.
+NEVER = 1e9
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What all trials of a sweep share."""
+
+    #: The distillation as a tree; a trial's settings are put over it.
+    tree: Mapping[str, Any]
+    #: Distillations, one after another.
+    seeds: int = 1
+    #: Reports of the first.
+    reports: int = 4
+    #: Whether reports are measured on the task itself too.
+    evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def config(self, settings: Mapping[str, Any]) -> DistillConfig:
+        """A trial's distillation; `settings` is Tune's configuration of it."""
+        return build_config(with_settings(self.tree, settings.get(POINT, settings)))
+
+
+def trainable(
+    config: Mapping[str, Any], validation: Validation | None = None, plan: TrialPlan | None = None
+) -> Callable[[dict[str, Any]], None]:
+    """What `tune.Tuner` takes: distils with the dotted keys of its `param_space` put over `config`.
+
+    config: a tree as `gasim distill` takes it, its teacher's path absolute. Reports `agreement` and `kl` on validation
+    observations (made here unless given; see tuning.validation), `seconds`, `observations`, `student_steps` and `spent`
+    (share of the budget). Its resources are those of the learner and the generators.
+    """
+    plan = plan or TrialPlan(config)
+    validation = validation or make_validation(dict(config), ValidationSettings(), seed=0)
+    placed = tune.with_parameters(run_trial, plan=plan, validation=validation)
+    function: Callable[[dict[str, Any]], None] = tune.with_resources(
+        placed, lambda settings: tune.PlacementGroupFactory([{}, *nonzero(plan.config(settings))])
+    )
+    return function
+
+
+def nonzero(config: DistillConfig) -> list[dict[str, float]]:
+    """The bundles of a run's actors; a placement group takes no bundle of nothing."""
+    kept = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles(config)]
+    return [bundle for bundle in kept if bundle]
+
+
+def run_trial(settings: dict[str, Any], plan: TrialPlan, validation: Validation) -> None:
+    """Distil once for each seed, from Tune's checkpoint where there is one."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    _Trial(plan.config(settings), plan, validation).run()
+
+
+class _Trial:
+    def __init__(self, config: DistillConfig, plan: TrialPlan, validation: Validation) -> None:
+        # On the trial's own machine, unlike Tune's folder of the trial.
+        self.folder = RunFolder(Path.cwd() / f"run-{tune.get_context().get_trial_id()}")
+        # Reports are its checkpoints.
+        self.config = replace(config, out=str(self.folder.path), checkpoint_seconds=NEVER)
+        self.plan, self.validation = plan, validation
+        self.finished: list[dict[str, float]] = []
+        self.reported = 0
+
+    def run(self) -> None:
+        resume = self._restore()
+        while len(self.finished) < self.plan.seeds:
+            config = replace(self.config, seed=self.config.seed + len(self.finished))
+            distill(config, Display(Console(quiet=True)), resume, not resume, self._watch)
+            summary = self.folder.read_summary()
+            figures = self._measure(load_model(self.folder.student))
+            self.finished.append(
+                {
+                    **figures,
+                    "seconds": summary["wall_seconds"],
+                    "observations": summary["synthetic_observations"],
+                    "student_steps": self._student_steps(),
+                }
+            )
+            self.reported = 0
+            resume = False
+            self._report({**mean_of(self.finished), "spent": len(self.finished) / self.plan.seeds})
+
+    def _watch(self, loop: Loop, student: Callable[[], Model]) -> None:
+        p = loop.progress
+        due = int(p.spent * self.plan.reports)
+        if self.finished or p.spent >= 1.0 or due <= self.reported:
+            return
+        self.reported = due
+        figures = self._measure(student())
+        self.folder.save_checkpoint(loop.state_dict())
+        counts = {"seconds": p.seconds, "observations": p.observations, "student_steps": p.student_steps}
+        self._report({**figures, **counts, "spent": p.spent / self.plan.seeds})
+
+    def _measure(self, student: Model) -> dict[str, float]:
+        figures = self.validation.score(student)
+        if self.plan.evaluate.enabled:
+            figures |= measure_on_task(self.config, student, self.plan.evaluate)
+        return figures
+
+    def _student_steps(self) -> int:
+        with (self.folder.path / "metrics.csv").open() as file:
+            header, *_, last = file.read().splitlines()
+        return int(dict(zip(header.split(","), last.split(","), strict=True))["student_steps"])
+
+    def _report(self, figures: Mapping[str, float]) -> None:
+        """Tell Tune; at its end a trial leaves the student alone."""
+        state = {"finished": self.finished, "reported": self.reported}
+        if len(self.finished) == self.plan.seeds:
+            shutil.rmtree(self.folder.checkpoint.parent)
+        write_atomically(self.folder.path / STATE_FILE, json.dumps(state).encode())
+        tune.report(dict(figures), checkpoint=tune.Checkpoint.from_directory(self.folder.path))
+
+    def _restore(self) -> bool:
+        """Take up Tune's checkpoint; returns whether a distillation is to be resumed.
+
+        With PBT the checkpoint is another trial's: its learner goes on under this one's settings.
+        """
+        shutil.rmtree(self.folder.path, ignore_errors=True)
+        checkpoint = tune.get_checkpoint()
+        if checkpoint is None:
+            return False
+        with checkpoint.as_directory() as folder:
+            shutil.copytree(folder, self.folder.path)
+        state = json.loads((self.folder.path / STATE_FILE).read_text())
+        self.finished, self.reported = state["finished"], state["reported"]
+        if not self.reported:
+            return False
+        write_atomically(self.folder.path / "config.yaml", self.config.to_yaml().encode())
+        return True
+
+
+def mean_of(figures: list[dict[str, float]]) -> dict[str, float]:
+    """Means of the same figures of several seeds."""
+    return {name: float(np.mean([row[name] for row in figures])) for name in figures[0]}
+
+
+def measure_on_task(config: DistillConfig, student: Model, settings: EvaluationSettings) -> dict[str, float]:
+    """`return` in the teacher's environment or `accuracy` on the test images of its data set."""
+    # Only here, so that a sweep which does not ask for it loads no environment.
+    from gasim_ray.evaluation.runs import task_of_teacher
+
+    task = task_of_teacher(Path(config.teacher), settings.episodes, seed=0)
+    scores, _ = task.measure({TEACHER: student})
+    return {task.metric: scores[TEACHER].interval.mean}

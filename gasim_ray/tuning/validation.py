@@ -1,0 +1,138 @@
+"""What the trials of a sweep are compared on, without a simulator and without data.
+
+A trial is not measured on what its own generators make: it could win by making that easy. Observations are invented
+once for the sweep, with random numbers that no trial uses, by every prior that fits the teacher and by the generators
+of several methods. Each source counts the same, and within it each action that the teacher chooses, so that neither
+many observations of one kind nor many of one answer decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gasim_ray.actors.loop import Loop
+from gasim_ray.actors.workers import LocalWorkers
+from gasim_ray.config import build_config, merged
+from gasim_ray.core.mixture import PRIORS, Chosen
+from gasim_ray.core.model import Model
+from gasim_ray.core.outputs import log_policy
+from gasim_ray.core.seeds import rng
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.agreement import answers
+from gasim_ray.teachers import load_teacher
+from gasim_ray.tuning.sweep import ValidationSettings
+
+#: Added to the sweep's seed, so that no trial draws the same numbers.
+SEED_OFFSET = 1_000_003
+#: Methods whose generators supply a source each.
+METHODS = ("gasim", "gas", "dafl")
+#: Samples for each that is kept where the teacher's decided answers are sought.
+CANDIDATES = 8
+#: Actions that the teacher chooses less often in a source do not count there.
+LEAST_CHOSEN = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Observations of every source and the teacher's answers."""
+
+    #: Source -> observations (N, *spec.shape) in the spec's dtype.
+    observations: Mapping[str, npt.NDArray[Any]]
+    #: Source -> the teacher's log-policies (N, actions).
+    log_policies: Mapping[str, Tensor]
+
+    def score(self, student: Model) -> dict[str, float]:
+        """`agreement` (0 to 1) and `kl` (nats) of a student, and `agreement/<source>` for each source.
+
+        Raises UserError if the student answers NaN.
+        """
+        agreements, divergences = {}, {}
+        for source, observations in self.observations.items():
+            teacher = self.log_policies[source]
+            outputs = log_policy(answers(student, observations, "student"), student.config.output_scale)
+            choice = teacher.argmax(1)
+            same = (outputs.argmax(1) == choice).float()
+            kl = (teacher.exp() * (teacher - outputs)).sum(1)
+            agreements[source], divergences[source] = balanced(same, choice), balanced(kl, choice)
+        return {
+            "agreement": float(np.mean(list(agreements.values()))),
+            "kl": max(0.0, float(np.mean(list(divergences.values())))),
+            **{f"agreement/{source}": value for source, value in agreements.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a file keeps."""
+        return {
+            "observations": {source: torch.from_numpy(array) for source, array in self.observations.items()},
+            "log_policies": dict(self.log_policies),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Validation:
+        """Inverse of `state_dict`."""
+        return cls({source: x.numpy() for source, x in state["observations"].items()}, state["log_policies"])
+
+
+def balanced(values: Tensor, choice: Tensor) -> float:
+    """Mean over the chosen actions of the mean of (N,) values where the action was chosen."""
+    counts = torch.bincount(choice)
+    sums = torch.bincount(choice, weights=values.double())
+    counted = counts >= min(LEAST_CHOSEN, int(counts.max()))
+    return float((sums[counted] / counts[counted]).mean())
+
+
+def make_validation(tree: dict[str, Any], settings: ValidationSettings, seed: int) -> Validation:
+    """Invent a sweep's validation observations for the teacher and the student of a tree."""
+    teacher = load_teacher(tree["teacher"])
+    observations = _of_priors(teacher, settings.observations, seed + SEED_OFFSET)
+    for method in METHODS:
+        observations[method] = _of_method(method, tree, settings, seed + SEED_OFFSET)
+    log_policies = {
+        source: log_policy(answers(teacher, made, "teacher"), teacher.config.output_scale)
+        for source, made in observations.items()
+    }
+    return Validation(observations, log_policies)
+
+
+def _of_priors(teacher: Model, count: int, seed: int) -> dict[str, npt.NDArray[Any]]:
+    made = {}
+    for number, (name, kind) in enumerate(PRIORS.items()):
+        random = rng(torch.device("cpu"), seed, number)
+        try:
+            prior = kind(teacher, "cpu")
+            # A prior's plain pictures get the same few answers; those of all classes tell more.
+            chosen = Chosen(prior, teacher, CANDIDATES) if teacher.config.observation.is_image else prior
+            made[name] = _stored(teacher, chosen.sample(count, random))
+        except UserError:
+            continue  # the prior does not fit this teacher, such as one of pictures a vector
+    return made
+
+
+def _of_method(method: str, tree: dict[str, Any], settings: ValidationSettings, seed: int) -> npt.NDArray[Any]:
+    """The newest of what a method's generators made for a student that is learning from them."""
+    plain = {key: value for key, value in tree.items() if key in ("teacher", "student")}
+    short = {"method": method, "seed": seed, "local": True, "budget": {"student_steps": settings.student_steps}}
+    # Networks of full width would take minutes for images; what they make serves only to compare.
+    narrow = {"generator": {"width": 32}} if method != "gasim" else {}
+    config = build_config(merged(plain, short, narrow))
+    threads = torch.get_num_threads()
+    workers = LocalWorkers(load_teacher(config.teacher), config)
+    Loop(workers, config, stop=lambda: False, report=lambda loop: None).run()
+    torch.set_num_threads(threads)
+    pool = workers.learner.pool
+    newest = (torch.arange(min(settings.observations, len(pool))) + 1 - pool.added).neg() % len(pool)
+    observations: npt.NDArray[Any] = pool.observations[newest].numpy()
+    return observations
+
+
+def _stored(teacher: Model, sample: Tensor) -> npt.NDArray[Any]:
+    quantised = teacher.config.observation.quantise(sample)
+    observations: npt.NDArray[Any] = quantised.to(teacher.config.observation.torch_dtype).numpy()
+    return observations

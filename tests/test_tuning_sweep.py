@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+import yaml
+from conftest import Gasim
+from test_tuning_space import sweep_tree
+
+from gasim_ray import cli
+from gasim_ray.core.model import load_model
+from gasim_ray.errors import UserError
+from gasim_ray.teachers import load_teacher
+from gasim_ray.tuning.analysis import importances, in_words, study_of
+from gasim_ray.tuning.results import TrialResult, best_of, table_of, unfinished
+from gasim_ray.tuning.run import begin, save_validation
+from gasim_ray.tuning.space import parse_space
+from gasim_ray.tuning.sweep import Sweep, ValidationSettings
+from gasim_ray.tuning.validation import Validation, balanced, make_validation
+
+Write = Callable[..., Path]
+
+
+def run_tune(gasim: Gasim, address: str, *arguments: object) -> str:
+    process = gasim("tune", *arguments, RAY_ADDRESS=address)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return out + error
+
+
+def test_a_sweep_leaves_results_and_a_configuration_to_distil(
+    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
+) -> None:
+    tree = sweep_tree(vector_teacher, searcher="tpe", trials=3, concurrent=2, seeds=2)
+    out = run_tune(gasim, cluster_address, config_file(tree), "--out", "swept")
+    assert "sweep: swept" in out
+    assert "What mattered to agreement cannot be said" in out
+    rows = pd.read_csv(tmp_path / "swept" / "results.csv")
+    assert len(rows) == 3
+    assert list(rows["state"]) == ["finished"] * 3
+    assert (rows["spent"] == 1).all()
+    assert (rows["student_steps"] >= 24).all()
+    assert {"generator.steps", "pool.hard", "student.batch_size", "agreement/uniform", "agreement/gas", "kl"} <= set(
+        rows
+    )
+    best = rows.loc[rows["agreement"].idxmax()]
+    process = gasim("distill", "swept/best.yaml", "--out", "again", "--local=true")
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())["pool"]["hard"] == best["pool.hard"]
+    assert {path.stem for path in (tmp_path / "swept" / "plots").glob("*.png")} >= {"history", "parallel", "slices"}
+    students = list((tmp_path / "swept").glob("trial_*/checkpoint_*/student"))
+    assert len(students) == 3
+    assert load_model(students[0]).config.actions == 3
+    assert not list((tmp_path / "swept").rglob("state.pt"))
+
+
+def test_a_killed_sweep_goes_on_without_running_finished_trials_again(
+    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
+) -> None:
+    out = tmp_path / "swept"
+    tree = sweep_tree(vector_teacher, trials=4, concurrent=1)
+    process = gasim("tune", config_file(tree), "--out", out, RAY_ADDRESS=cluster_address)
+
+    def ended() -> list[Path]:
+        """Trials whose last line tells of a spent budget."""
+        lines = {path: path.read_text().splitlines() for path in out.glob("trial_*/result.json")}
+        return [path for path, rows in lines.items() if rows and json.loads(rows[-1])["spent"] == 1]
+
+    deadline = time.monotonic() + 120
+    while len(ended()) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    time.sleep(3)  # what a killed program had not yet saved is run again
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = {path: path.read_bytes() for path in ended()[:2]}
+    run_tune(gasim, cluster_address, "--resume", out)
+    rows = pd.read_csv(out / "results.csv")
+    assert list(rows["state"]) == ["finished"] * 4
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list(out.glob("trial_*"))) == 4
+
+
+def test_a_trial_that_diverges_is_retried_and_marked_failed(
+    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
+) -> None:
+    space = {"student.learning_rate": {"grid": [1e-3, 1e30]}}
+    tree = sweep_tree(vector_teacher, searcher="grid", scheduler="asha", space=space, retries=1)
+    run_tune(gasim, cluster_address, config_file(tree), "--out", "swept")
+    rows = pd.read_csv(tmp_path / "swept" / "results.csv").set_index("student.learning_rate")
+    assert rows.loc[1e-3, "state"] == "finished"
+    assert rows.loc[1e30, "state"] == "failed"
+    assert "NaN" in rows.loc[1e30, "reason"]
+    assert yaml.safe_load((tmp_path / "swept" / "best.yaml").read_text())["student"]["learning_rate"] == 1e-3
+
+
+def test_a_population_copies_learners(
+    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
+) -> None:
+    tree = sweep_tree(vector_teacher, scheduler="pbt", trials=4, reports=3)
+    tree["space"] = {"pool.capacity": {"loginteger": [100, 2000]}, "pool.hard": {"uniform": [0.0, 0.5]}}
+    run_tune(gasim, cluster_address, config_file(tree), "--out", "swept")
+    rows = pd.read_csv(tmp_path / "swept" / "results.csv")
+    assert list(rows["state"]) == ["finished"] * 4
+    assert rows["pool.capacity"].between(100, 2000).all()
+
+
+def test_a_sweep_larger_than_the_cluster_is_refused(
+    on_cluster: None, tmp_path: Path, vector_teacher: Path, config_file: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = sweep_tree(vector_teacher, space={"generator.actors": {"integer": [1, 40]}})
+    assert cli.main(["tune", str(config_file(tree)), "--out", str(tmp_path / "out")]) == 2
+    assert "space: a trial may reserve 10.25 CPU where the cluster has 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+SCRIPT = """
+import sys
+from ray import tune
+from gasim_ray.tuning import trainable
+
+config = {config!r}
+space = {{"generator.steps": tune.choice([0, 2]), "pool.hard": tune.uniform(0, 0.5)}}
+tuner = tune.Tuner(
+    trainable(config),
+    param_space=space,
+    tune_config=tune.TuneConfig(metric="agreement", mode="max", num_samples=2),
+    run_config=tune.RunConfig(storage_path={storage!r}, verbose=0),
+)
+best = tuner.fit().get_best_result()
+print("best", best.metrics["agreement"], best.config)
+"""
+
+
+def test_the_trainable_serves_a_script_of_ones_own(tmp_path: Path, cluster_address: str, vector_teacher: Path) -> None:
+    base = sweep_tree(vector_teacher)["base"]
+    script = SCRIPT.format(config=base, storage=str(tmp_path / "results"))
+    environment = {**os.environ, "RAY_ADDRESS": cluster_address}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "best" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no sweep (sweep.yaml is missing)"),
+        ({"format": 0}, "format 0 is of another version; this one reads 1"),
+        ({"format": 1, "base": {}}, "space: missing"),
+    ],
+)
+def test_a_folder_of_something_else_is_not_resumed(
+    tmp_path: Path, content: object, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    assert cli.main(["tune", "--resume", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_in_a_folder_is_not_lost(tmp_path: Path, vector_teacher: Path) -> None:
+    sweep = Sweep(**sweep_tree(vector_teacher, validation=ValidationSettings()))
+    begin(sweep, tmp_path / "a", overwrite=False)
+    with pytest.raises(UserError, match="go on with --resume"):
+        begin(sweep, tmp_path / "a", overwrite=False)
+    begin(sweep, tmp_path / "a", overwrite=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="something else than a sweep"):
+        begin(sweep, tmp_path / "b", overwrite=True)
+
+
+def tiny_validation() -> Validation:
+    observations = {"a": torch.rand(20, 4).numpy(), "b": torch.rand(20, 4).numpy()}
+    return Validation(observations, {source: torch.randn(20, 3).log_softmax(1) for source in observations})
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "validation.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"validation\.pt cannot be written .*free some space"):
+        save_validation(tiny_validation(), tmp_path)
+
+
+def test_validation_counts_each_source_and_each_action_alike() -> None:
+    same, choice = torch.tensor([1.0] * 90 + [0.0] * 10), torch.tensor([0] * 90 + [1] * 10)
+    assert balanced(same, choice) == pytest.approx(0.5)
+    assert balanced(torch.ones(3), torch.tensor([0, 1, 2])) == 1
+    assert balanced(torch.tensor([1.0] * 10 + [0.0]), torch.tensor([0] * 10 + [1])) == 1  # one observation says nothing
+
+
+def test_the_teacher_itself_has_full_agreement_and_an_untrained_student_less(vector_teacher: Path) -> None:
+    tree = tiny.tree(vector_teacher)
+    validation = make_validation(tree, ValidationSettings(observations=64, student_steps=4), seed=0)
+    assert {"uniform", "gaussian", "gasim", "gas", "dafl"} <= set(validation.observations)
+    teacher = load_teacher(vector_teacher)
+    perfect = validation.score(teacher)
+    assert perfect["agreement"] == 1
+    assert perfect["kl"] == pytest.approx(0, abs=1e-6)
+    worse = validation.score(tiny.model(tiny.VECTOR, seed=9))
+    assert worse["agreement"] < 1
+    assert worse["kl"] > 0
+    restored = Validation.from_state(validation.state_dict())
+    assert restored.score(teacher) == perfect
+
+
+def test_validation_is_the_same_for_the_same_seed_alone(vector_teacher: Path) -> None:
+    settings = ValidationSettings(observations=32, student_steps=4)
+    one, same, other = (make_validation(tiny.tree(vector_teacher), settings, seed) for seed in (0, 0, 1))
+    for source, observations in one.observations.items():
+        assert (observations == same.observations[source]).all()
+        assert not (observations == other.observations[source]).all()
+
+
+def made_results(count: int) -> list[TrialResult]:
+    """Agreement follows pool.hard and has nothing to do with generator.steps."""
+    return [
+        TrialResult(
+            f"trial_{i}",
+            "finished",
+            "",
+            1.0,
+            {"agreement": i / count, "seconds": 1.0},
+            {"pool.hard": 0.75 * i / count, "generator.steps": i * 7 % 9},
+        )
+        for i in range(count)
+    ]
+
+
+def analysed_sweep(teacher: Path) -> Sweep:
+    space = {"pool.hard": {"uniform": [0.0, 0.75]}, "generator.steps": {"integer": [0, 8]}}
+    return Sweep(**sweep_tree(teacher, space=space, validation=ValidationSettings(), trials=40))
+
+
+def test_importance_finds_what_mattered(vector_teacher: Path) -> None:
+    sweep, results = analysed_sweep(vector_teacher), made_results(40)
+    ranked = importances(study_of(results, sweep, parse_space(sweep.space)))
+    assert [importance.key for importance in ranked] == ["pool.hard", "generator.steps"]
+    assert ranked[0].mean > 0.8
+    words = in_words(results, sweep, ranked)
+    assert words.startswith("What mattered to agreement: pool.hard (")
+    assert words.count(". ") == 2
+    assert "40 finished trials of 40" in words
+
+
+def test_the_best_is_a_finished_trial_in_the_right_direction(vector_teacher: Path) -> None:
+    sweep, results = analysed_sweep(vector_teacher), made_results(5)
+    stopped = TrialResult("trial_s", "stopped", "", 0.5, {"agreement": 2.0}, {})
+    dead = TrialResult("trial_f", "failed", "NaN", 0.0, {}, {})
+    begun = TrialResult("trial_u", "unfinished", "", 0.2, {"agreement": 3.0}, {})
+    every = [*results, stopped, dead, begun]
+    best = best_of(every, sweep)
+    assert best is not None
+    assert best.name == "trial_4"
+    cheapest = best_of(every, Sweep(**{**vars(sweep), "objective": {"agreement": "min"}}))
+    assert cheapest is not None
+    assert cheapest.name == "trial_0"
+    assert best_of([stopped, dead], sweep) is None
+    assert unfinished(every, total=10) == 1 + 2
+    table = table_of(every, sweep)
+    assert list(table["trial"]) == [result.name for result in every]
+    assert {"pool.hard", "generator.steps", "seed", "student.learning_rate"} <= set(table)
