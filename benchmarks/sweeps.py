@@ -1,0 +1,204 @@
+"""Records sweeps: python -m benchmarks.sweeps [NAME ...].
+
+Each runs, or goes on with, tune_configs/NAME.yaml; then the best configuration and the presets `gasim` and `gas` distil
+with fresh seeds at the same budget. A line of results/sweeps.jsonl says how far the objective, which sees neither
+simulator nor data, ranks trials as their true scores do, and what the sweep found; the trials are kept beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from rich.console import Console
+from scipy.stats import bootstrap, spearmanr
+
+from benchmarks.cells import ROOT, append_result, read_results
+from benchmarks.run import commit, hardware
+from gasim_ray.actors.ray_workers import connect
+from gasim_ray.config import DistillConfig, build_config, merged, read_yaml
+from gasim_ray.core.model import load_model
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.runs import task_of_teacher
+from gasim_ray.evaluation.tasks import TEACHER
+from gasim_ray.report.display import Display
+from gasim_ray.run import distill
+from gasim_ray.run_folder import RunFolder, versions
+from gasim_ray.tuning.run import resume_sweep, run_sweep
+from gasim_ray.tuning.sweep import TASK_METRICS, Sweep, parse_sweep
+
+SUITE = "sweeps"
+#: Sweep -> fresh seeds of what is compared afterwards.
+FRESH_SEEDS = {"acrobot-dqn": 5, "lunarlander-dqn": 5, "mnist": 3}
+#: Seeds that no sweep uses.
+FIRST_FRESH_SEED = 100
+#: Episodes of each fresh score, for policies.
+EPISODES = 100
+#: Trials are kept there.
+TRIALS = ROOT / "results" / SUITE
+BEST = "best of the sweep"
+PRESETS = ("gasim", "gas")
+
+
+def main() -> int:
+    """Record the sweeps that are named, or all; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__)
+    parser.add_argument("names", nargs="*", help="by default all that have no line yet")
+    names = parser.parse_args().names
+    try:
+        for name in names:
+            if name not in FRESH_SEEDS:
+                raise UserError(f"sweep: {name!r} is not recorded; one of {', '.join(FRESH_SEEDS)}")
+        done = {line["task"] for line in read_results(SUITE)}
+        for name in names or [name for name in FRESH_SEEDS if name not in done]:
+            append_result(SUITE, record_sweep(name))
+    except UserError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"benchmarks: {str(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def record_sweep(name: str) -> dict[str, Any]:
+    """Run what is left of a sweep and of the comparison after it; returns the line."""
+    sweep = parse_sweep(Path("tune_configs") / f"{name}.yaml")
+    folder, started = Path("runs") / "benchmarks" / SUITE / name, time.monotonic()
+    resume_sweep(folder) if (folder / "sweep.yaml").exists() else run_sweep(sweep, folder)
+    wall = time.monotonic() - started
+    TRIALS.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "results.csv", TRIALS / f"{name}.csv")
+    trials = pd.read_csv(folder / "results.csv")
+    scores = {
+        who: [fresh_score(folder, who, config, seed) for seed in range(FRESH_SEEDS[name])]
+        for who, config in contenders(sweep, folder).items()
+    }
+    return {
+        "suite": SUITE,
+        "task": name,
+        "trials": len(trials),
+        "states": {str(state): int(count) for state, count in trials["state"].value_counts().items()},
+        "rank_correlation": rank_correlation(trials, sweep),
+        "scores": scores,
+        "budget": dict(sweep.tree()["budget"]),
+        "summary": (folder / "summary.txt").read_text().strip(),
+        "wall_seconds": wall,
+        "hardware": hardware(),
+        "versions": versions(),
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"python -m benchmarks.sweeps {name}",
+    }
+
+
+def rank_correlation(trials: pd.DataFrame, sweep: Sweep) -> dict[str, Any]:
+    """Spearman's between objective and true score over all trials that report both, with its 95 % interval."""
+    objective = next(iter(sweep.objective))
+    metric = next(name for name in TASK_METRICS if name in trials)
+    known = trials[[objective, metric]].dropna()
+    pairs = (known[objective].to_numpy(), known[metric].to_numpy())
+    interval = bootstrap(
+        pairs,
+        spearman,
+        paired=True,
+        vectorized=False,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return {
+        "objective": objective,
+        "metric": metric,
+        "trials": len(known),
+        "value": spearman(*pairs),
+        "low": float(interval.low),
+        "high": float(interval.high),
+    }
+
+
+def spearman(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
+    """Spearman's rank correlation; 0 where one of them is constant."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return 0.0
+    return float(spearmanr(first, second).statistic)
+
+
+def contenders(sweep: Sweep, folder: Path) -> dict[str, dict[str, Any]]:
+    """The best configuration, and each preset as the sweep's base has it but for what the sweep searched."""
+    base = sweep.tree()
+    best = read_yaml(str(folder / "best.yaml"))
+    plain = {key: base[key] for key in ("teacher", "budget") if key in base}
+    architecture = {"student": {"architecture": base["student"]["architecture"]}}
+    presets: dict[str, dict[str, Any]] = {name: merged(plain, architecture, {"method": name}) for name in PRESETS}
+    return {BEST: {**best, "out": ""}, **presets}
+
+
+def fresh_score(folder: Path, who: str, tree: Mapping[str, Any], number: int) -> float:
+    """Distil with a fresh seed, unless it was done before, and score the student on the task itself."""
+    place = folder / "fresh" / f"{who.split()[0]}-{number}"
+    if not (place / "score.json").exists():
+        config = build_config(merged(tree, {"seed": FIRST_FRESH_SEED + number, "out": str(place)}))
+        score = scored(config, place)
+        (place / "score.json").write_text(json.dumps(score))
+    value: float = json.loads((place / "score.json").read_text())
+    return value
+
+
+def scored(config: DistillConfig, place: Path) -> float:
+    """One distillation's score."""
+    connect()
+    with Display(Console(stderr=True, quiet=True)) as display:
+        distill(config, display, overwrite=True)
+    RunFolder(place).checkpoint.unlink()
+    task = task_of_teacher(Path(config.teacher), EPISODES, seed=0)
+    return task.measure({TEACHER: load_model(RunFolder(place).student)})[0][TEACHER].interval.mean
+
+
+def sweep_rows() -> list[str]:
+    """The table of recorded sweeps; the newest line of each counts."""
+    lines = {line["task"]: line for line in read_results(SUITE)}
+    head = [
+        "sweep",
+        "trials (finished)",
+        "rank correlation",
+        "best of the sweep",
+        *(f"`{p}`" for p in PRESETS),
+        "seconds",
+    ]
+    rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for name in FRESH_SEEDS:
+        line = lines.get(name)
+        cells = ["not measured"] * (len(head) - 1) if line is None else _cells(line)
+        rows.append("| " + " | ".join([name, *cells]) + " |")
+    return rows
+
+
+def _cells(line: dict[str, Any]) -> list[str]:
+    found = line["rank_correlation"]
+    scale = 100 if found["metric"] == "accuracy" else 1
+    spreads = [
+        f"{scale * mean(values):.1f} ± {scale * stdev(values):.1f} ({len(values)})"
+        for values in line["scores"].values()
+    ]
+    return [
+        f"{line['trials']} ({line['states'].get('finished', 0)})",
+        f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
+        *spreads,
+        f"{line['wall_seconds']:.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
