@@ -1,6 +1,7 @@
 """Draws score against seconds for every task whose cells kept snapshots: python -m benchmarks.figures.
 
-One picture a task under benchmarks/figures/: a line a method, the mean over its seeds, and the teacher's score.
+One picture a task under benchmarks/figures/: a line a method, the mean over its seeds, and the teacher's score. And one
+a recorded sweep: score against what makes generators diverse.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import pandas as pd
 
 from benchmarks.cells import ROOT, current_results, suite_names
+from benchmarks.sweep_tables import DIVERSITY, FRESH_SEEDS, TRIALS, diverse
 from benchmarks.tables import scaled
 
 
@@ -25,7 +28,23 @@ def main() -> int:
         lines = [line for line in current_results(suite).values() if line.get("curve")]
         for task in dict.fromkeys(line["task"] for line in lines):
             print(draw(suite, task, [line for line in lines if line["task"] == task]))
+    for name in FRESH_SEEDS:
+        path = TRIALS / f"{name}.csv"
+        if path.exists():
+            print(draw_diversity(name, diverse(pd.read_csv(path))))
     return 0
+
+
+def draw_diversity(name: str, trials: pd.DataFrame) -> str:
+    """Write the figure of one sweep: each finished trial's true score against what makes its generators diverse."""
+    figure, all_axes = plt.subplots(1, len(DIVERSITY), figsize=(10, 3.2), layout="constrained", sharey=True)
+    for axes, setting in zip(all_axes, DIVERSITY, strict=True):
+        axes.scatter(trials[setting], trials["score"], alpha=0.7)
+        axes.set(xlabel=setting, xscale="log")
+        axes.grid(alpha=0.3)
+    all_axes[0].set_ylabel("true score")
+    figure.suptitle(name)
+    return save(figure, f"sweeps-{name}")
 
 
 def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
@@ -38,7 +57,12 @@ def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
     axes.set(xlabel="seconds of distillation", ylabel=label(lines[0]), title=task)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
-    path = ROOT / "figures" / f"{suite}-{task}.png"
+    return save(figure, f"{suite}-{task}")
+
+
+def save(figure: Any, name: str) -> str:
+    """Write a figure and close it; returns its path."""
+    path = ROOT / "figures" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

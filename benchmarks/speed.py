@@ -6,12 +6,15 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from benchmarks.sweep_cost import measure_cost
 from gasim_ray.actors.loop import Loop
 from gasim_ray.config import DistillConfig
 from gasim_ray.errors import UserError
 from gasim_ray.run import start_workers
 from gasim_ray.teachers import load_teacher
 
+#: The task that measures what a sweep costs beside a shell loop.
+SWEEP_OVER_LOOP = "sweep-over-loop"
 #: Times that each side is measured.
 REPEATS = 3
 
@@ -19,8 +22,10 @@ REPEATS = 3
 def measure_speed(task: str, config: DistillConfig) -> dict[str, Any]:
     """Observations generated a second by the first side over the second; the median of the pairs' ratios.
 
-    Raises UserError for a task that is not one of SIDES.
+    SWEEP_OVER_LOOP compares seconds instead. Raises UserError for another task that is not one of SIDES.
     """
+    if task == SWEEP_OVER_LOOP:
+        return measure_cost(config)
     if task not in SIDES:
         raise UserError(f"task: {task!r} is not one of {', '.join(SIDES)}")
     sides = SIDES[task]

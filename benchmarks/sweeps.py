@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,9 @@ import pandas as pd
 from rich.console import Console
 from scipy.stats import bootstrap, spearmanr
 
-from benchmarks.cells import ROOT, append_result, read_results
+from benchmarks.cells import append_result, read_results
 from benchmarks.run import commit, hardware
+from benchmarks.sweep_tables import FRESH_SEEDS, PRESETS, SUITE, TRIALS
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.config import DistillConfig, build_config, merged, read_yaml
 from gasim_ray.core.model import load_model
@@ -38,17 +38,11 @@ from gasim_ray.run_folder import RunFolder, versions
 from gasim_ray.tuning.run import resume_sweep, run_sweep
 from gasim_ray.tuning.sweep import TASK_METRICS, Sweep, parse_sweep
 
-SUITE = "sweeps"
-#: Sweep -> fresh seeds of what is compared afterwards.
-FRESH_SEEDS = {"acrobot-dqn": 5, "lunarlander-dqn": 5, "mnist": 3}
 #: Seeds that no sweep uses.
 FIRST_FRESH_SEED = 100
 #: Episodes of each fresh score, for policies.
 EPISODES = 100
-#: Trials are kept there.
-TRIALS = ROOT / "results" / SUITE
 BEST = "best of the sweep"
-PRESETS = ("gasim", "gas")
 
 
 def main() -> int:
@@ -139,7 +133,7 @@ def contenders(sweep: Sweep, folder: Path) -> dict[str, dict[str, Any]]:
     """The best configuration, and each preset as the sweep's base has it but for what the sweep searched."""
     base = sweep.tree()
     best = read_yaml(str(folder / "best.yaml"))
-    plain = {key: base[key] for key in ("teacher", "budget") if key in base}
+    plain: dict[str, Any] = {key: base[key] for key in ("teacher", "budget") if key in base}
     architecture = {"student": {"architecture": base["student"]["architecture"]}}
     presets: dict[str, dict[str, Any]] = {name: merged(plain, architecture, {"method": name}) for name in PRESETS}
     return {BEST: {**best, "out": ""}, **presets}
@@ -164,40 +158,6 @@ def scored(config: DistillConfig, place: Path) -> float:
     RunFolder(place).checkpoint.unlink()
     task = task_of_teacher(Path(config.teacher), EPISODES, seed=0)
     return task.measure({TEACHER: load_model(RunFolder(place).student)})[0][TEACHER].interval.mean
-
-
-def sweep_rows() -> list[str]:
-    """The table of recorded sweeps; the newest line of each counts."""
-    lines = {line["task"]: line for line in read_results(SUITE)}
-    head = [
-        "sweep",
-        "trials (finished)",
-        "rank correlation",
-        "best of the sweep",
-        *(f"`{p}`" for p in PRESETS),
-        "seconds",
-    ]
-    rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for name in FRESH_SEEDS:
-        line = lines.get(name)
-        cells = ["not measured"] * (len(head) - 1) if line is None else _cells(line)
-        rows.append("| " + " | ".join([name, *cells]) + " |")
-    return rows
-
-
-def _cells(line: dict[str, Any]) -> list[str]:
-    found = line["rank_correlation"]
-    scale = 100 if found["metric"] == "accuracy" else 1
-    spreads = [
-        f"{scale * mean(values):.1f} ± {scale * stdev(values):.1f} ({len(values)})"
-        for values in line["scores"].values()
-    ]
-    return [
-        f"{line['trials']} ({line['states'].get('finished', 0)})",
-        f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
-        *spreads,
-        f"{line['wall_seconds']:.0f}",
-    ]
 
 
 if __name__ == "__main__":

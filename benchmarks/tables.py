@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.cells import CONTROLS, ROOT, Cell, current_results, load_suite
 from benchmarks.methods import method_pages
+from benchmarks.sweep_tables import diversity_rows, sweep_rows
 
 FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT.parent / "docs" / "methods.md")
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -46,6 +47,8 @@ def table(suite: str) -> str:
     """A suite's results as Markdown with the command, hardware and dates beneath; for `methods` a page of each."""
     if suite == "methods":
         return "\n" + method_pages(spread) + "\n\n"
+    if suite == "sweeps":
+        return "\n".join([*sweep_rows(), "", *diversity_rows()]) + "\n"
     cells, results = load_suite(suite), current_results(suite)
     rows = speed_rows(cells, results) if cells[0].kind == "speed" else score_rows(cells, results)
     return "\n".join(rows) + "\n\n" + provenance(suite, list(results.values())) + "\n"
@@ -115,14 +118,16 @@ def seconds(lines: list[dict[str, Any]]) -> str:
 
 def speed_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
     """One row a ratio."""
-    rows = ["| what | observations/s | ratio |", "| --- | --- | --- |"]
+    rows = ["| what | sides | ratio |", "| --- | --- | --- |"]
     for cell in cells:
         line = results.get(cell.name)
         if line is None:
             rows.append(f"| {cell.task} | {MISSING} | {MISSING} |")
         else:
-            first, second = line["observations_per_second"]
-            rows.append(f"| {cell.task} | {first:,.0f} to {second:,.0f} | {line['ratio']:.2f} |")
+            unit = "seconds" if "seconds" in line else "observations_per_second"
+            first, second = line[unit]
+            word = {"seconds": "s", "observations_per_second": "observations/s"}[unit]
+            rows.append(f"| {cell.task} | {first:,.0f} to {second:,.0f} {word} | {line['ratio']:.2f} |")
     return rows
 
 

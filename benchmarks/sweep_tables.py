@@ -1,0 +1,104 @@
+"""What recorded sweeps show: the table of sweeps, and what diversity was worth in them."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.cells import ROOT, read_results
+
+SUITE = "sweeps"
+#: Sweep -> fresh seeds of what is compared afterwards.
+FRESH_SEEDS = {"acrobot-dqn": 5, "lunarlander-dqn": 5, "mnist": 3}
+#: Trials are kept there.
+TRIALS = ROOT / "results" / SUITE
+PRESETS = ("gasim", "gas")
+#: What makes generators diverse -> the edges between the groups that the table shows.
+DIVERSITY: dict[str, tuple[float, ...]] = {
+    "orders until re-initialised": (1, 2, 10, 30),
+    "generators": (1, 2, 4),
+    "pool": (0, 4_000, 20_000),
+}
+
+
+def sweep_rows() -> list[str]:
+    """The table of recorded sweeps; the newest line of each counts."""
+    lines = {line["task"]: line for line in read_results(SUITE)}
+    presets = [f"`{preset}`" for preset in PRESETS]
+    head = ["sweep", "trials (finished)", "rank correlation", "best of the sweep", *presets, "seconds"]
+    rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for name in FRESH_SEEDS:
+        line = lines.get(name)
+        cells = ["not measured"] * (len(head) - 1) if line is None else _cells(line)
+        rows.append("| " + " | ".join([name, *cells]) + " |")
+    dates = ", ".join(sorted({line["date"] for line in lines.values()}))
+    machines = "; ".join(sorted({line["hardware"] for line in lines.values()}))
+    return [*rows, "", f"`python -m benchmarks.sweeps`, {len(lines)} sweeps, {dates}, {machines}." if lines else ""]
+
+
+def _cells(line: dict[str, Any]) -> list[str]:
+    found = line["rank_correlation"]
+    scale = 100 if found["metric"] == "accuracy" else 1
+    spreads = [
+        f"{scale * mean(values):.1f} ± {scale * stdev(values):.1f} ({len(values)})"
+        for values in line["scores"].values()
+    ]
+    return [
+        f"{line['trials']} ({line['states'].get('finished', 0)})",
+        f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
+        *spreads,
+        f"{line['wall_seconds']:.0f}",
+    ]
+
+
+def diversity_rows() -> list[str]:
+    """Median true score of finished trials in each group of each setting; in brackets how many trials that is."""
+    rows = ["| sweep | setting | group | median score | trials |", "| --- | --- | --- | --- | --- |"]
+    for name in FRESH_SEEDS:
+        path = TRIALS / f"{name}.csv"
+        if path.exists():
+            trials = pd.read_csv(path)
+            rows += [
+                f"| {name} | {setting} | {group} | {median:.4g} | {count} |"
+                for setting, group, median, count in groups(trials)
+            ]
+    return rows if len(rows) > 2 else []
+
+
+def diverse(trials: pd.DataFrame) -> pd.DataFrame:
+    """The finished trials that report a true score, as `score`, with a column for each of DIVERSITY.
+
+    A direct generator starts anew with every order.
+    """
+    metric = "return" if "return" in trials else "accuracy"
+    finished = trials[(trials["state"] == "finished") & trials[metric].notna()]
+    direct = finished["generator.kind"] == "direct"
+    return pd.DataFrame(
+        {
+            "score": finished[metric],
+            "orders until re-initialised": finished["generator.reset_every"].mask(direct, 1),
+            "generators": finished["generator.actors"] * finished["generator.per_actor"],
+            "pool": finished["pool.capacity"],
+        }
+    )
+
+
+def groups(trials: pd.DataFrame) -> list[tuple[str, str, float, int]]:
+    """(setting, group, median score, number of trials) over the finished trials that report a true score."""
+    finished = diverse(trials)
+    made = []
+    for setting, edges in DIVERSITY.items():
+        for low, high in zip(edges, (*edges[1:], float("inf")), strict=True):
+            inside = finished[(finished[setting] >= low) & (finished[setting] < high)]
+            if len(inside):
+                made.append((setting, group_name(low, high), float(inside["score"].median()), len(inside)))
+    return made
+
+
+def group_name(low: float, high: float) -> str:
+    """Which values a group holds."""
+    if high == float("inf"):
+        return f"{low:,.0f} or more"
+    return f"{low:,.0f}" if high == low + 1 else f"{low:,.0f} to below {high:,.0f}"
