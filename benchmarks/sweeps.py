@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -73,8 +72,9 @@ def record_sweep(name: str) -> dict[str, Any]:
     resume_sweep(folder) if (folder / "sweep.yaml").exists() else run_sweep(sweep, folder)
     wall = time.monotonic() - started
     TRIALS.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "results.csv", TRIALS / f"{name}.csv")
     trials = pd.read_csv(folder / "results.csv")
+    # Paths are those of one machine.
+    trials.drop(columns=["teacher", "out"]).to_csv(TRIALS / f"{name}.csv", index=False)
     scores = {
         who: [fresh_score(folder, who, config, seed) for seed in range(FRESH_SEEDS[name])]
         for who, config in contenders(sweep, folder).items()

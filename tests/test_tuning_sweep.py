@@ -65,8 +65,9 @@ def test_a_sweep_leaves_results_and_a_configuration_to_distil(
     assert not list((tmp_path / "swept").rglob("state.pt"))
 
 
-def test_a_killed_sweep_goes_on_without_running_finished_trials_again(
-    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
+    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write, how: signal.Signals
 ) -> None:
     out = tmp_path / "swept"
     tree = sweep_tree(vector_teacher, trials=4, concurrent=1)
@@ -82,8 +83,11 @@ def test_a_killed_sweep_goes_on_without_running_finished_trials_again(
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     time.sleep(3)  # what a killed program had not yet saved is run again
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.send_signal(how)
+    _, error = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130, error
+        assert f"go on with: gasim tune --resume {out}" in error
     before = {path: path.read_bytes() for path in ended()[:2]}
     run_tune(gasim, cluster_address, "--resume", out)
     rows = pd.read_csv(out / "results.csv")
@@ -207,9 +211,11 @@ def test_the_teacher_itself_has_full_agreement_and_an_untrained_student_less(vec
     perfect = validation.score(teacher)
     assert perfect["agreement"] == 1
     assert perfect["kl"] == pytest.approx(0, abs=1e-6)
+    assert perfect["regret"] == 0
     worse = validation.score(tiny.model(tiny.VECTOR, seed=9))
     assert worse["agreement"] < 1
     assert worse["kl"] > 0
+    assert worse["regret"] > 0
     restored = Validation.from_state(validation.state_dict())
     assert restored.score(teacher) == perfect
 

@@ -20,7 +20,7 @@ from gasim_ray.tuning.space import Dimension, check_values, parse_space
 #: Written into every sweep's folder; another number cannot be resumed.
 FORMAT = 1
 #: What every trial reports.
-PLAIN_METRICS = ("agreement", "kl", "seconds", "observations", "student_steps")
+PLAIN_METRICS = ("agreement", "kl", "regret", "seconds", "observations", "student_steps")
 #: What only an evaluation on the task itself can tell.
 TASK_METRICS = ("return", "accuracy")
 

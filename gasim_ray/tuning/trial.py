@@ -57,8 +57,8 @@ def trainable(
 ) -> Callable[[dict[str, Any]], None]:
     """What `tune.Tuner` takes: distils with the dotted keys of its `param_space` put over `config`.
 
-    config: a tree as `gasim distill` takes it, its teacher's path absolute. Reports `agreement` and `kl` on validation
-    observations (made here unless given; see tuning.validation), `seconds`, `observations`, `student_steps` and `spent`
+    config: a tree as `gasim distill` takes it, its teacher's path absolute. Reports `agreement`, `kl` and `regret` on
+    validation observations (made here unless given; see tuning.validation), `seconds`, `observations`, `student_steps` and `spent`
     (share of the budget). Its resources are those of the learner and the generators.
     """
     plan = plan or TrialPlan(config)

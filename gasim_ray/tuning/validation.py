@@ -49,23 +49,28 @@ class Validation:
     log_policies: Mapping[str, Tensor]
 
     def score(self, student: Model) -> dict[str, float]:
-        """`agreement` (0 to 1) and `kl` (nats) of a student, and `agreement/<source>` for each source.
+        """How a student answers: each figure below as the mean over sources, and as `figure/source` for each.
+
+        `agreement`: how often it chooses the teacher's action, 0 to 1. `kl`: KL(teacher || student) in nats. `regret`:
+        how much less likely the teacher finds the student's choice than its own, in nats; near ties count little.
 
         Raises UserError if the student answers NaN.
         """
-        agreements, divergences = {}, {}
+        figures: dict[str, dict[str, float]] = {"agreement": {}, "kl": {}, "regret": {}}
         for source, observations in self.observations.items():
             teacher = self.log_policies[source]
             outputs = log_policy(answers(student, observations, "student"), student.config.output_scale)
-            choice = teacher.argmax(1)
-            same = (outputs.argmax(1) == choice).float()
-            kl = (teacher.exp() * (teacher - outputs)).sum(1)
-            agreements[source], divergences[source] = balanced(same, choice), balanced(kl, choice)
-        return {
-            "agreement": float(np.mean(list(agreements.values()))),
-            "kl": max(0.0, float(np.mean(list(divergences.values())))),
-            **{f"agreement/{source}": value for source, value in agreements.items()},
-        }
+            best, choice = teacher.max(1)
+            chosen = outputs.argmax(1, keepdim=True)
+            values = {
+                "agreement": (chosen[:, 0] == choice).float(),
+                "kl": (teacher.exp() * (teacher - outputs)).sum(1).clamp_min(0),
+                "regret": best - teacher.gather(1, chosen)[:, 0],
+            }
+            for name, value in values.items():
+                figures[name][source] = balanced(value, choice)
+        means = {name: float(np.mean(list(sources.values()))) for name, sources in figures.items()}
+        return means | {f"{name}/{s}": value for name, sources in figures.items() for s, value in sources.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a file keeps."""
