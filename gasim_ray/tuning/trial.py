@@ -58,8 +58,8 @@ def trainable(
     """What `tune.Tuner` takes: distils with the dotted keys of its `param_space` put over `config`.
 
     config: a tree as `gasim distill` takes it, its teacher's path absolute. Reports `agreement`, `kl` and `regret` on
-    validation observations (made here unless given; see tuning.validation), `seconds`, `observations`, `student_steps` and `spent`
-    (share of the budget). Its resources are those of the learner and the generators.
+    validation observations (made here unless given; see tuning.validation), `seconds`, `observations`, `student_steps`
+    and `spent` (share of the budget). Its resources are those of the learner and the generators.
     """
     plan = plan or TrialPlan(config)
     validation = validation or make_validation(dict(config), ValidationSettings(), seed=0)
