@@ -27,7 +27,7 @@ from gasim_ray.tuning.sweep import Sweep
 LEAST_TRIALS = 8
 #: Forests, each fitted to trials drawn anew.
 RESAMPLES = 10
-#: Share of the variance below which a key did not matter.
+#: Share of the variance that a key has to explain, its spread taken off, to be said to matter.
 SMALL = 0.05
 
 
@@ -98,11 +98,11 @@ def in_words(results: Sequence[TrialResult], sweep: Sweep, ranked: Sequence[Impo
             f"What mattered to {objective} cannot be said, nor what did not. {finished} of {len(results)} trials "
             f"finished; it takes {LEAST_TRIALS} whose figures differ."
         )
-    mattered = [i for i in ranked if i.mean >= SMALL] or list(ranked[:1])
+    mattered = [i for i in ranked if i.mean - i.spread >= SMALL]
     rest = [i.key for i in ranked if i not in mattered]
     never = [key for key in sweep.space if key not in {i.key for i in ranked}]
-    listed = ", ".join(f"{i.key} ({i.mean:.0%} ± {i.spread:.0%} of the variance)" for i in mattered)
-    others = f"Hardly anything ({SMALL:.0%}) came of {', '.join(rest)}" if rest else "No key was without effect"
+    listed = ", ".join(f"{i.key} ({i.mean:.0%} ± {i.spread:.0%} of the variance)" for i in mattered) or "nothing surely"
+    others = f"No effect beyond the spread was seen of {', '.join(rest)}" if rest else "Every key had an effect"
     unknown = f"; {', '.join(never)} did not count in every trial and cannot be compared" if never else ""
     return (
         f"What mattered to {objective}: {listed}. {others}{unknown}. This rests on a random forest over {finished} "
