@@ -131,7 +131,9 @@ def _drive(
             save(loop)
             last_checkpoint = time.perf_counter()
         if watch is not None:
+            now = time.perf_counter()
             watch(loop, current_student)
+            loop.idle += time.perf_counter() - now
 
     with interruptible() as stop:
         loop = Loop(workers, config, stop, report)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,7 @@ from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import load_teacher
 from gasim_ray.tuning.analysis import importances, in_words, study_of
-from gasim_ray.tuning.results import TrialResult, best_of, table_of, unfinished
+from gasim_ray.tuning.results import TrialResult, best_of, table_of, unfinished, write_results
 from gasim_ray.tuning.run import begin, save_validation
 from gasim_ray.tuning.space import parse_space
 from gasim_ray.tuning.sweep import Sweep, ValidationSettings
@@ -118,6 +119,7 @@ def test_a_population_copies_learners(
     rows = pd.read_csv(tmp_path / "swept" / "results.csv")
     assert list(rows["state"]) == ["finished"] * 4
     assert rows["pool.capacity"].between(100, 2000).all()
+    assert (tmp_path / "swept" / "pbt_global.txt").read_text()  # a line for each copied learner
 
 
 def test_a_sweep_larger_than_the_cluster_is_refused(
@@ -196,6 +198,28 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
         save_validation(tiny_validation(), tmp_path)
 
 
+def test_results_that_do_not_fit_on_the_disk_leave_what_was_there(tmp_path: Path, vector_teacher: Path) -> None:
+    sweep = analysed_sweep(vector_teacher)
+    write_results(made_results(3), sweep, tmp_path)
+    before = (tmp_path / "results.csv").read_bytes()
+    (tmp_path / "results.csv.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_results(made_results(30), sweep, tmp_path)
+    assert (tmp_path / "results.csv").read_bytes() == before
+
+
+def test_a_changed_sweep_is_not_resumed(
+    tmp_path: Path, vector_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(Sweep(**sweep_tree(vector_teacher, validation=ValidationSettings())), tmp_path / "a", overwrite=False)
+    file = tmp_path / "a" / "sweep.yaml"
+    file.write_text(file.read_text().replace("trials: 4", "trials: 5"))
+    assert cli.main(["tune", "--resume", str(tmp_path / "a")]) == 2
+    assert "is no longer what the sweep began with; start a new one" in capsys.readouterr().err
+    assert cli.main(["tune", str(file), "--resume", str(tmp_path / "a")]) == 2
+    assert "give --resume DIR alone" in capsys.readouterr().err
+
+
 def test_validation_counts_each_source_and_each_action_alike() -> None:
     same, choice = torch.tensor([1.0] * 90 + [0.0] * 10), torch.tensor([0] * 90 + [1] * 10)
     assert balanced(same, choice) == pytest.approx(0.5)
@@ -257,6 +281,14 @@ def test_importance_finds_what_mattered(vector_teacher: Path) -> None:
     assert words.startswith("What mattered to agreement: pool.hard (")
     assert words.count(". ") == 2
     assert "40 finished trials of 40" in words
+
+
+def test_trials_that_all_came_out_alike_say_nothing(vector_teacher: Path) -> None:
+    sweep = analysed_sweep(vector_teacher)
+    alike = [replace(result, figures={"agreement": 1.0}) for result in made_results(9)]
+    nearly = [*alike, replace(alike[0], figures={"agreement": 0.5})]
+    assert importances(study_of(alike, sweep, parse_space(sweep.space))) == []
+    assert len(importances(study_of(nearly, sweep, parse_space(sweep.space)))) == 2
 
 
 def test_the_best_is_a_finished_trial_in_the_right_direction(vector_teacher: Path) -> None:

@@ -64,6 +64,8 @@ class Loop:
     #: Called after every step with the progress; it may write a checkpoint through `state`.
     report: Callable[[Loop], None]
     progress: Progress = field(default_factory=Progress)
+    #: Seconds that `report` spent on what is no part of the run, such as an evaluation; they do not count.
+    idle: float = 0.0
 
     def __post_init__(self) -> None:
         self.next_order = [0] * self.config.generator.actors
@@ -79,7 +81,7 @@ class Loop:
         started = time.perf_counter() - self.progress.seconds
         step = self._round if self.config.local or self.config.synchronous else self._pump
         while True:
-            self.progress.seconds = time.perf_counter() - started
+            self.progress.seconds = time.perf_counter() - started - self.idle
             self._measure_budget()
             self.report(self)
             if self.progress.spent >= 1.0 or self.stop():

@@ -75,16 +75,22 @@ def importances(study: optuna.Study) -> list[Importance]:
     trials = study.trials
     if len(trials) < LEAST_TRIALS or len({trial.value for trial in trials}) < 2:
         return []
+    common = list(optuna.search_space.intersection_search_space(trials))
     random = np.random.default_rng(0)
     found: dict[str, list[float]] = {}
     for number in range(RESAMPLES):
+        drawn = [trials[i] for i in random.integers(len(trials), size=len(trials))]
         resampled = optuna.create_study(direction=study.direction)
-        resampled.add_trials([trials[i] for i in random.integers(len(trials), size=len(trials))])
+        resampled.add_trials(drawn)
         evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for key, value in optuna.importance.get_param_importances(resampled, evaluator=evaluator).items():
-                found.setdefault(key, []).append(value)
+            try:
+                shares = evaluator.evaluate(resampled, params=common)
+            except RuntimeError:
+                continue  # no tree found any variance in what was drawn
+        for key, value in shares.items():
+            found.setdefault(key, []).append(value)
     made = [Importance(key, float(np.mean(values)), float(np.std(values))) for key, values in found.items()]
     return sorted(made, key=lambda importance: -importance.mean)
 
@@ -102,7 +108,7 @@ def in_words(results: Sequence[TrialResult], sweep: Sweep, ranked: Sequence[Impo
     rest = [i.key for i in ranked if i not in mattered]
     never = [key for key in sweep.space if key not in {i.key for i in ranked}]
     listed = ", ".join(f"{i.key} ({i.mean:.0%} ± {i.spread:.0%} of the variance)" for i in mattered) or "nothing surely"
-    others = f"No effect beyond the spread was seen of {', '.join(rest)}" if rest else "Every key had an effect"
+    others = f"No effect beyond the spread was seen of {', '.join(rest)}" if rest else "No key was without one"
     unknown = f"; {', '.join(never)} did not count in every trial and cannot be compared" if never else ""
     return (
         f"What mattered to {objective}: {listed}. {others}{unknown}. This rests on a random forest over {finished} "

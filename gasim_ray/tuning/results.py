@@ -11,7 +11,8 @@ from typing import Any, Literal
 import pandas as pd
 from ray import tune
 
-from gasim_ray.config import build_config, known_keys, merged, plain
+from gasim_ray.config import build_config, known_keys, plain
+from gasim_ray.errors import UserError
 from gasim_ray.run_folder import write_atomically
 from gasim_ray.tuning.space import decoded, with_settings
 from gasim_ray.tuning.sweep import PLAIN_METRICS, TASK_METRICS, Sweep
@@ -39,28 +40,29 @@ class TrialResult:
 
 
 def collect(grid: tune.ResultGrid) -> list[TrialResult]:
-    """The trials of a sweep, in the order in which they were begun."""
-    return [_result(result) for result in grid]
+    """The trials of a sweep, in the order in which they were drawn."""
+    # What Tune shows of a trial lacks its settings until it has reported, and a resume turns the order round.
+    trials = grid._experiment_analysis.trials
+    return [_result(trial) for trial in sorted(trials, key=lambda t: int(str(t.experiment_tag).split("_")[0]))]
 
 
-def _result(result: tune.Result) -> TrialResult:
-    metrics: Mapping[str, Any] = result.metrics or {}
-    given = result.config or {}
+def _result(trial: Any) -> TrialResult:
+    metrics: Mapping[str, Any] = trial.last_result or {}
     known = (*PLAIN_METRICS, *TASK_METRICS)
     spent = float(metrics.get("spent", 0.0))
-    error = result.error
-    ended: State = "finished" if spent >= 1.0 else "stopped" if metrics.get("done") else "unfinished"
+    failed = trial.status == "ERROR"
+    ended: State = "finished" if spent >= 1.0 else "stopped" if trial.status == "TERMINATED" else "unfinished"
     return TrialResult(
-        name=Path(result.path).name if result.path else "",
-        state="failed" if error is not None else ended,
-        reason="" if error is None else last_line(error),
+        name=f"trial_{trial.trial_id}",
+        state="failed" if failed else ended,
+        reason=last_line(trial.get_error()) if failed else "",
         spent=spent,
         figures={name: value for name, value in metrics.items() if name.split("/")[0] in known},
-        settings={key: decoded(value) for key, value in given.get(POINT, given).items()},
+        settings={key: decoded(value) for key, value in trial.config.get(POINT, trial.config).items()},
     )
 
 
-def last_line(error: BaseException) -> str:
+def last_line(error: BaseException | None) -> str:
     """What went wrong: the last line of an error, before which a traceback stands."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
@@ -99,8 +101,11 @@ def table_of(results: Sequence[TrialResult], sweep: Sweep) -> pd.DataFrame:
 
 
 def everything(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value of a whole configuration."""
-    whole = plain(asdict(build_config(with_settings(tree, dict(settings)))))
+    """Dotted key -> value of a whole configuration; of settings that exclude each other, those alone."""
+    try:
+        whole = plain(asdict(build_config(with_settings(tree, dict(settings)))))
+    except UserError:
+        return dict(settings)
     parts = {key: key.partition(".") for key in known_keys()}
     return {key: whole[section][name] if name else whole[section] for key, (section, _, name) in parts.items()}
 
@@ -110,8 +115,7 @@ def write_results(results: Sequence[TrialResult], sweep: Sweep, folder: Path) ->
     write_atomically(folder / "results.csv", table_of(results, sweep).to_csv(index=False).encode())
     best = best_of(results, sweep)
     if best is not None:
-        tree = merged(sweep.tree(), {"seed": sweep.seed})
-        config = build_config(with_settings(tree, dict(best.settings)))
+        config = build_config(with_settings(sweep.tree(), dict(best.settings)))
         name = next(iter(sweep.objective))
         header = f"# Best of {len(results)} trials of {folder.name}: {best.name}, {name} {best.figures[name]:.4f}\n"
         write_atomically(folder / "best.yaml", (header + config.to_yaml()).encode())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,14 @@ from gasim_ray.tuning.live import LiveTable
 from gasim_ray.tuning.results import TrialResult, collect, thin, unfinished, write_results
 from gasim_ray.tuning.search import EXTRAS, drawn_settings, make_scheduler, make_searcher, require
 from gasim_ray.tuning.space import Dimension, encoded, with_settings
-from gasim_ray.tuning.sweep import Sweep, parse_sweep
+from gasim_ray.tuning.sweep import TASK_METRICS, Sweep, parse_sweep
 from gasim_ray.tuning.trial import POINT, TrialPlan, trainable
 from gasim_ray.tuning.validation import Validation, make_validation
 
 #: Files of a sweep's folder, beside Tune's own.
 SWEEP_FILE, VALIDATION_FILE = "sweep.yaml", "validation.pt"
+#: Tells whether the former was changed.
+DIGEST_FILE = ".sweep.sha256"
 
 
 def run_sweep(sweep: Sweep, folder: Path, overwrite: bool = False) -> Path:
@@ -82,7 +87,9 @@ def resume_sweep(folder: Path) -> Path:
         raise UserError(f"resume: {folder} holds no sweep ({SWEEP_FILE} is missing)")
     sweep = parse_sweep(folder / SWEEP_FILE)
     space = check(sweep)
-    if not (folder / VALIDATION_FILE).exists() or not tune.Tuner.can_restore(str(folder.resolve())):
+    if not (folder / DIGEST_FILE).exists() or (folder / DIGEST_FILE).read_text() != digest(folder):
+        raise UserError(f"resume: {folder / SWEEP_FILE} is no longer what the sweep began with; start a new one")
+    if not saved_state(folder):
         return run_sweep(sweep, folder, overwrite=True)  # it ended before its first trial
     drawn = drawn_settings(sweep, space)
     total = len(drawn) if drawn else sweep.trials
@@ -100,16 +107,19 @@ def finish(tuner: tune.Tuner, sweep: Sweep, folder: Path, total: int) -> Path:
     # A killed program loses what Tune has not yet saved; its own default is a multiple of ten seconds.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "2")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output has a heading of its own
-    results = collect(tuner.fit())
-    left = unfinished(results, total)
-    if not left:
-        thin(folder)
+    started = time.monotonic()
     try:
+        results = collect(tuner.fit())
+        left = unfinished(results, total)
+        timed_out = sweep.seconds is not None and time.monotonic() - started >= sweep.seconds
+        if timed_out or not left:
+            thin(folder)
         write_results(results, sweep, folder)
         analysed(results, sweep, folder)
     except OSError as error:
-        raise UserError(f"out: results of {folder} cannot be written ({error.strerror}); free some space") from error
-    if left and sweep.seconds is None:
+        reason = f"{folder} cannot be written ({error.strerror or error})"
+        raise UserError(f"out: {reason}; free some space and go on with: gasim tune --resume {folder}") from error
+    if left and not timed_out:
         raise Interrupted(f"interrupted, {left} trials are not done; go on with: gasim tune --resume {folder}")
     return folder
 
@@ -127,7 +137,8 @@ def analysed(results: list[TrialResult], sweep: Sweep, folder: Path) -> None:
 def check(sweep: Sweep) -> tuple[Dimension, ...]:
     """Everything that can be refused before a sweep begins; returns its space."""
     space = sweep.dimensions()
-    drawn_settings(sweep, space)
+    for settings in drawn_settings(sweep, space) or []:
+        build_config(with_settings(sweep.tree(), settings))
     for logger in sweep.loggers:
         require(logger, f"sweep.loggers: {logger}")
     if sweep.searcher in ("tpe", "nsga2"):
@@ -135,7 +146,10 @@ def check(sweep: Sweep) -> tuple[Dimension, ...]:
     if sweep.evaluate.enabled:
         from gasim_ray.evaluation.runs import task_of_teacher
 
-        task_of_teacher(Path(sweep.tree()["teacher"]), sweep.evaluate.episodes, seed=0)
+        task = task_of_teacher(Path(sweep.tree()["teacher"]), sweep.evaluate.episodes, seed=0)
+        for name in sweep.objective:
+            if name in TASK_METRICS and name != task.metric:
+                raise UserError(f"sweep.objective: {task.name} reports {task.metric}, not {name}")
     connect()
     wanted, there = reserved(build_config(largest(sweep.tree(), space))), ray.cluster_resources()
     if short := lacking(wanted, there):
@@ -163,8 +177,26 @@ def begin(sweep: Sweep, folder: Path, overwrite: bool) -> None:
                 raise UserError(f"out: {folder} holds something else than a sweep, which --overwrite leaves alone")
             shutil.rmtree(folder)
         write_atomically(folder / SWEEP_FILE, sweep.to_yaml().encode())
+        write_atomically(folder / DIGEST_FILE, digest(folder).encode())
     except OSError as error:
         raise UserError(f"out: {folder} cannot be written ({error.strerror})") from error
+
+
+def digest(folder: Path) -> str:
+    """Of the sweep that a folder holds."""
+    return hashlib.sha256((folder / SWEEP_FILE).read_bytes()).hexdigest()
+
+
+def saved_state(folder: Path) -> bool:
+    """Whether Tune has saved where the sweep stands; raises UserError if that cannot be read."""
+    states = sorted(folder.glob("experiment_state-*.json"), key=lambda path: path.stat().st_mtime)
+    if not states or not (folder / VALIDATION_FILE).exists():
+        return False
+    try:
+        json.loads(states[-1].read_text())
+    except ValueError as error:
+        raise UserError(f"resume: {states[-1]} cannot be read ({error}); start again with --overwrite") from error
+    return True
 
 
 def save_validation(validation: Validation, folder: Path) -> None:
@@ -185,7 +217,6 @@ def load_validation(folder: Path) -> Validation:
 def make_trainable(sweep: Sweep, validation: Validation) -> Any:
     """The function that Tune calls for each trial."""
     tree = sweep.tree()
-    tree["seed"] = tree.get("seed", sweep.seed)
     return trainable(tree, validation, TrialPlan(tree, sweep.seeds, sweep.reports, sweep.evaluate))
 
 

@@ -54,7 +54,7 @@ def make_searcher(sweep: Sweep, space: Sequence[Dimension]) -> Searcher | Search
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = (
-        optuna.samplers.NSGAIISampler(seed=sweep.seed)
+        optuna.samplers.NSGAIISampler(seed=sweep.seed, population_size=max(4, min(50, sweep.trials // 4)))
         if sweep.searcher == "nsga2"
         else optuna.samplers.TPESampler(seed=sweep.seed, n_startup_trials=STARTUP_TRIALS)
     )
@@ -89,9 +89,10 @@ def make_scheduler(sweep: Sweep, space: Sequence[Dimension]) -> TrialScheduler |
     if sweep.scheduler == "asha":
         return AsyncHyperBandScheduler(max_t=sweep.last_report, grace_period=1, reduction_factor=2)
     if sweep.scheduler == "median":
-        return MedianStoppingRule(grace_period=1, min_samples_required=3)
+        return MedianStoppingRule(time_attr="training_iteration", grace_period=1, min_samples_required=3)
     if sweep.scheduler == "pbt":
         return PopulationBasedTraining(
+            time_attr="training_iteration",
             perturbation_interval=1,
             hyperparam_mutations={POINT: {dimension.key: mutation(dimension) for dimension in space}},
             custom_explore_fn=partial(within, tuple(space)),

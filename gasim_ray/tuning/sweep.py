@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,19 @@ from gasim_ray.tuning.space import Dimension, check_values, parse_space
 
 #: Written into every sweep's folder; another number cannot be resumed.
 FORMAT = 1
+#: What a learner, its actors and their places are made of: PBT cannot change it underway.
+FIXED_BY_LEARNER = (
+    "teacher",
+    "device",
+    "local",
+    "synchronous",
+    "student.cpus",
+    "generator.kind",
+    "generator.actors",
+    "generator.per_actor",
+    "generator.cpus",
+    "generator.gpus",
+)
 #: What every trial reports.
 PLAIN_METRICS = ("agreement", "kl", "regret", "seconds", "observations", "student_steps")
 #: What only an evaluation on the task itself can tell.
@@ -146,15 +159,16 @@ class Sweep:
         if isinstance(tree.get("teacher"), str):
             # Trials run in folders of their own.
             tree["teacher"] = str(Path(tree["teacher"]).resolve())
-        return tree
+        tree.pop("out", None)
+        return {"seed": self.seed, **tree}
 
     def dimensions(self) -> tuple[Dimension, ...]:
         """The search space, checked against the tree; raises UserError."""
         build_config(self.tree())
         space = parse_space(self.space)
         check_values(self.tree(), space)
-        if self.scheduler == "pbt" and any(dimension.when for dimension in space):
-            raise UserError("sweep.scheduler: pbt changes settings one by one, so no key may depend on others (when)")
+        if self.scheduler == "pbt":
+            check_population(space)
         return space
 
     @property
@@ -164,7 +178,20 @@ class Sweep:
 
     def to_yaml(self) -> str:
         """The sweep as a file that `gasim tune` reads back."""
-        return yaml.safe_dump({"format": FORMAT, **plain(asdict(self))}, sort_keys=False)
+        # A sweep is resumed from anywhere, and a task's teacher is sought beneath the working folder.
+        resolved = replace(self, base={key: value for key, value in self.tree().items()})
+        return yaml.safe_dump({"format": FORMAT, **plain(asdict(resolved))}, sort_keys=False)
+
+
+def check_population(space: Sequence[Dimension]) -> None:
+    """Raise UserError for what PBT cannot change when it copies a learner."""
+    for dimension in space:
+        if dimension.when:
+            raise UserError(
+                f"space.{dimension.key}.when: pbt changes settings one by one, so none may depend on others"
+            )
+        if dimension.key in FIXED_BY_LEARNER or dimension.key.startswith("student.architecture"):
+            raise UserError(f"space.{dimension.key}: pbt cannot change it in a running learner; take another scheduler")
 
 
 def make_parser() -> ArgumentParser:

@@ -18,6 +18,7 @@ from gasim_ray.actors.loop import Loop
 from gasim_ray.actors.ray_workers import bundles
 from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.core.model import Model, load_model
+from gasim_ray.errors import UserError
 from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill
@@ -65,13 +66,17 @@ def trainable(
     validation = validation or make_validation(dict(config), ValidationSettings(), seed=0)
     placed = tune.with_parameters(run_trial, plan=plan, validation=validation)
     function: Callable[[dict[str, Any]], None] = tune.with_resources(
-        placed, lambda settings: tune.PlacementGroupFactory([{}, *nonzero(plan.config(settings))])
+        placed, lambda settings: tune.PlacementGroupFactory([{}, *nonzero(plan, settings)])
     )
     return function
 
 
-def nonzero(config: DistillConfig) -> list[dict[str, float]]:
-    """The bundles of a run's actors; a placement group takes no bundle of nothing."""
+def nonzero(plan: TrialPlan, settings: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The bundles of a trial's actors; a placement group takes no bundle of nothing."""
+    try:
+        config = plan.config(settings)
+    except UserError:
+        config = plan.config({})  # settings that exclude each other: the trial itself fails and says why
     kept = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles(config)]
     return [bundle for bundle in kept if bundle]
 
