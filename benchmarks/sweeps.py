@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill
 from gasim_ray.run_folder import RunFolder, versions
+from gasim_ray.teachers import load_teacher
 from gasim_ray.tuning.run import resume_sweep, run_sweep
 from gasim_ray.tuning.sweep import TASK_METRICS, Sweep, parse_sweep
 
@@ -79,9 +81,18 @@ def record_sweep(name: str) -> dict[str, Any]:
         who: [fresh_score(folder, who, config, seed) for seed in range(FRESH_SEEDS[name])]
         for who, config in contenders(sweep, folder).items()
     }
+    teacher = load_teacher(sweep.tree()["teacher"])
     return {
         "suite": SUITE,
         "task": name,
+        "method": f"{sweep.searcher}-{sweep.scheduler}",
+        "group": SUITE,
+        "seed": sweep.seed,
+        "teacher_score": teacher.config.source.get("mean_return", teacher.config.source.get("test_accuracy")),
+        "student_score": mean(scores[BEST]),
+        "controls": {preset: mean(scores[preset]) for preset in PRESETS},
+        "environment_steps": 0,
+        "teacher_parameters": teacher.parameter_count,
         "trials": len(trials),
         "states": {str(state): int(count) for state, count in trials["state"].value_counts().items()},
         "rank_correlation": rank_correlation(trials, sweep),

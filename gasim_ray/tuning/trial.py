@@ -14,7 +14,7 @@ import numpy as np
 from ray import tune
 from rich.console import Console
 
-from gasim_ray.actors.loop import Loop
+from gasim_ray.actors.loop import Loop, Progress
 from gasim_ray.actors.ray_workers import bundles
 from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.core.model import Model, load_model
@@ -96,47 +96,34 @@ class _Trial:
         self.plan, self.validation = plan, validation
         self.finished: list[dict[str, float]] = []
         self.reported = 0
+        self.progress = Progress()
 
     def run(self) -> None:
         resume = self._restore()
         while len(self.finished) < self.plan.seeds:
             config = replace(self.config, seed=self.config.seed + len(self.finished))
             distill(config, Display(Console(quiet=True)), resume, not resume, self._watch)
-            summary = self.folder.read_summary()
             figures = self._measure(load_model(self.folder.student))
-            self.finished.append(
-                {
-                    **figures,
-                    "seconds": summary["wall_seconds"],
-                    "observations": summary["synthetic_observations"],
-                    "student_steps": self._student_steps(),
-                }
-            )
+            self.finished.append({**figures, **costs(self.progress)})
             self.reported = 0
             resume = False
             self._report({**mean_of(self.finished), "spent": len(self.finished) / self.plan.seeds})
 
     def _watch(self, loop: Loop, student: Callable[[], Model]) -> None:
-        p = loop.progress
+        self.progress = p = loop.progress
         due = int(p.spent * self.plan.reports)
         if self.finished or p.spent >= 1.0 or due <= self.reported:
             return
         self.reported = due
         figures = self._measure(student())
         self.folder.save_checkpoint(loop.state_dict())
-        counts = {"seconds": p.seconds, "observations": p.observations, "student_steps": p.student_steps}
-        self._report({**figures, **counts, "spent": p.spent / self.plan.seeds})
+        self._report({**figures, **costs(p), "spent": p.spent / self.plan.seeds})
 
     def _measure(self, student: Model) -> dict[str, float]:
         figures = self.validation.score(student)
         if self.plan.evaluate.enabled:
             figures |= measure_on_task(self.config, student, self.plan.evaluate)
         return figures
-
-    def _student_steps(self) -> int:
-        with (self.folder.path / "metrics.csv").open() as file:
-            header, *_, last = file.read().splitlines()
-        return int(dict(zip(header.split(","), last.split(","), strict=True))["student_steps"])
 
     def _report(self, figures: Mapping[str, float]) -> None:
         """Tell Tune; at its end a trial leaves the student alone."""
@@ -163,6 +150,11 @@ class _Trial:
             return False
         write_atomically(self.folder.path / "config.yaml", self.config.to_yaml().encode())
         return True
+
+
+def costs(progress: Progress) -> dict[str, float]:
+    """What a distillation has taken."""
+    return {name: getattr(progress, name) for name in ("seconds", "observations", "student_steps")}
 
 
 def mean_of(figures: list[dict[str, float]]) -> dict[str, float]:
