@@ -8,6 +8,8 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.cells import ROOT, read_results
+from gasim_ray.tuning.sweep import TASK_METRICS
+from gasim_ray.tuning.validation import combined
 
 SUITE = "sweeps"
 #: Sweep -> fresh seeds of what is compared afterwards.
@@ -27,7 +29,7 @@ def sweep_rows() -> list[str]:
     """The table of recorded sweeps; the newest line of each counts."""
     lines = {line["task"]: line for line in read_results(SUITE)}
     presets = [f"`{preset}`" for preset in PRESETS]
-    head = ["sweep", "trials (finished)", "rank correlation", "best of the sweep", *presets, "seconds"]
+    head = ["sweep", "trials (finished)", "rank correlation", "by kind", "best of the sweep", *presets, "seconds"]
     rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name in FRESH_SEEDS:
         line = lines.get(name)
@@ -48,9 +50,28 @@ def _cells(line: dict[str, Any]) -> list[str]:
     return [
         f"{line['trials']} ({line['states'].get('finished', 0)})",
         f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
+        by_kind(line["task"]),
         *spreads,
         f"{line['wall_seconds']:.0f}",
     ]
+
+
+def by_kind(name: str) -> str:
+    """The rank correlation that the recorded trials give `agreement` as it is combined today."""
+    path = TRIALS / f"{name}.csv"
+    if not path.exists():
+        return "not measured"
+    trials = pd.read_csv(path)
+    sources = {
+        column.split("/")[1]: trials[column] for column in map(str, trials.columns) if column.startswith("agreement/")
+    }
+    objective = [combined({source: column[i] for source, column in sources.items()}) for i in range(len(trials))]
+    return f"{pd.Series(objective).corr(trials[score_of(trials)], 'spearman'):.2f}"
+
+
+def score_of(trials: pd.DataFrame) -> str:
+    """The column of the true score."""
+    return next(name for name in TASK_METRICS if name in trials)
 
 
 def diversity_rows() -> list[str]:
@@ -72,7 +93,7 @@ def diverse(trials: pd.DataFrame) -> pd.DataFrame:
 
     A direct generator starts anew with every order.
     """
-    metric = "return" if "return" in trials else "accuracy"
+    metric = score_of(trials)
     finished = trials[(trials["state"] == "finished") & trials[metric].notna()]
     direct = finished["generator.kind"] == "direct"
     return pd.DataFrame(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ from gasim_ray.tuning.results import TrialResult, best_of, table_of, unfinished,
 from gasim_ray.tuning.run import begin, save_validation
 from gasim_ray.tuning.space import parse_space
 from gasim_ray.tuning.sweep import Sweep, ValidationSettings
-from gasim_ray.tuning.validation import Validation, balanced, make_validation
+from gasim_ray.tuning.validation import Validation, balanced, combined, make_validation
 
 Write = Callable[..., Path]
 
@@ -95,6 +96,42 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
     assert list(rows["state"]) == ["finished"] * 4
     assert {path: path.read_bytes() for path in before} == before
     assert len(list(out.glob("trial_*"))) == 4
+
+
+def reports_of(sweep: Path) -> list[dict[str, float]]:
+    """Every report of a sweep of one trial."""
+    return [json.loads(line) for path in sweep.glob("trial_*/result.json") for line in path.read_text().splitlines()]
+
+
+def learners() -> list[int]:
+    """Process numbers of Ray's learner actors on this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(b"ray::LearnerActor"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_trial_whose_learner_dies_goes_on_from_its_last_report(
+    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
+) -> None:
+    tree = sweep_tree(vector_teacher, trials=1, reports=4)
+    tree["base"]["budget"] = {"student_steps": 6000}
+    process = gasim("tune", config_file(tree), "--out", "swept", RAY_ADDRESS=cluster_address)
+    deadline = time.monotonic() + 120
+    while not reports_of(tmp_path / "swept") and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    (learner,) = learners()
+    os.kill(learner, signal.SIGKILL)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    spent = [report["spent"] for report in reports_of(tmp_path / "swept")]
+    assert spent == sorted(spent)
+    assert spent[-1] == 1
+    assert len(spent) == 4  # nothing was run twice
+    assert list((tmp_path / "swept").glob("trial_*/error.txt"))
 
 
 def test_a_trial_that_diverges_is_retried_and_marked_failed(
@@ -220,7 +257,9 @@ def test_a_changed_sweep_is_not_resumed(
     assert "give --resume DIR alone" in capsys.readouterr().err
 
 
-def test_validation_counts_each_source_and_each_action_alike() -> None:
+def test_validation_counts_each_kind_of_source_and_each_action_alike() -> None:
+    assert combined({"uniform": 0.2, "gas": 0.4, "geometry": 0.9}) == pytest.approx((0.3 + 0.9) / 2)
+    assert combined({"uniform": 0.2, "gas": 0.4}) == pytest.approx(0.3)
     same, choice = torch.tensor([1.0] * 90 + [0.0] * 10), torch.tensor([0] * 90 + [1] * 10)
     assert balanced(same, choice) == pytest.approx(0.5)
     assert balanced(torch.ones(3), torch.tensor([0, 1, 2])) == 1

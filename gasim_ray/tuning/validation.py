@@ -2,8 +2,9 @@
 
 A trial is not measured on what its own generators make: it could win by making that easy. Observations are invented
 once for the sweep, with random numbers that no trial uses, by every prior that fits the teacher and by the generators
-of several methods. Each source counts the same, and within it each action that the teacher chooses, so that neither
-many observations of one kind nor many of one answer decide.
+of several methods. Sources that know only the bounds count half and the others half, and within a source each action
+that the teacher chooses counts the same, so that neither many sources of one kind nor many observations of one answer
+decide.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from gasim_ray.tuning.sweep import ValidationSettings
 SEED_OFFSET = 1_000_003
 #: Methods whose generators supply a source each.
 METHODS = ("gasim", "gas", "dafl")
+#: Sources that know only the bounds; the others start from the teacher's weights or from what pictures look like.
+BLIND = ("uniform", "gaussian", "gas", "dafl")
 #: Samples for each that is kept where the teacher's decided answers are sought.
 CANDIDATES = 8
 #: Actions that the teacher chooses less often in a source do not count there.
@@ -49,7 +52,7 @@ class Validation:
     log_policies: Mapping[str, Tensor]
 
     def score(self, student: Model) -> dict[str, float]:
-        """How a student answers: each figure below as the mean over sources, and as `figure/source` for each.
+        """How a student answers: each figure below `combined` over sources, and as `figure/source` for each.
 
         `agreement`: how often it chooses the teacher's action, 0 to 1. `kl`: KL(teacher || student) in nats. `regret`:
         how much less likely the teacher finds the student's choice than its own, in nats; near ties count little.
@@ -69,8 +72,8 @@ class Validation:
             }
             for name, value in values.items():
                 figures[name][source] = balanced(value, choice)
-        means = {name: float(np.mean(list(sources.values()))) for name, sources in figures.items()}
-        return means | {f"{name}/{s}": value for name, sources in figures.items() for s, value in sources.items()}
+        whole = {name: combined(sources) for name, sources in figures.items()}
+        return whole | {f"{name}/{s}": value for name, sources in figures.items() for s, value in sources.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """What a file keeps."""
@@ -83,6 +86,12 @@ class Validation:
     def from_state(cls, state: Mapping[str, Any]) -> Validation:
         """Inverse of `state_dict`."""
         return cls({source: x.numpy() for source, x in state["observations"].items()}, state["log_policies"])
+
+
+def combined(figures: Mapping[str, float]) -> float:
+    """One figure of those of all sources: blind and informed ones count half each, however many there are."""
+    kinds = ([value for source, value in figures.items() if (source in BLIND) == blind] for blind in (True, False))
+    return float(np.mean([np.mean(values) for values in kinds if values]))
 
 
 def balanced(values: Tensor, choice: Tensor) -> float:
