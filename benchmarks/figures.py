@@ -40,7 +40,8 @@ def draw_diversity(name: str, trials: pd.DataFrame) -> str:
     figure, all_axes = plt.subplots(1, len(DIVERSITY), figsize=(10, 3.2), layout="constrained", sharey=True)
     for axes, setting in zip(all_axes, DIVERSITY, strict=True):
         axes.scatter(trials[setting], trials["score"], alpha=0.7)
-        axes.set(xlabel=setting, xscale="log")
+        axes.set(xlabel=setting)
+        axes.set_xscale("symlog")
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("true score")
     figure.suptitle(name)

@@ -12,14 +12,14 @@ from gasim_ray.tuning.sweep import TASK_METRICS
 from gasim_ray.tuning.validation import combined
 
 SUITE = "sweeps"
-#: Sweep -> fresh seeds of what is compared afterwards.
-FRESH_SEEDS = {"acrobot-dqn": 5, "lunarlander-dqn": 5, "mnist": 3}
+#: Sweep -> fresh seeds with which its best is compared with the presets.
+FRESH_SEEDS = {"acrobot-dqn": 5, "lunarlander-dqn": 5, "mnist": 3, "diversity-lunarlander-dqn": 0}
 #: Trials are kept there.
 TRIALS = ROOT / "results" / SUITE
 PRESETS = ("gasim", "gas")
 #: What makes generators diverse -> the edges between the groups that the table shows.
 DIVERSITY: dict[str, tuple[float, ...]] = {
-    "orders until re-initialised": (1, 2, 10, 30),
+    "orders until re-initialised": (0, 1, 2, 10, 30),
     "generators": (1, 2, 4),
     "pool": (0, 4_000, 20_000),
 }
@@ -44,7 +44,7 @@ def _cells(line: dict[str, Any]) -> list[str]:
     found = line["rank_correlation"]
     scale = 100 if found["metric"] == "accuracy" else 1
     spreads = [
-        f"{scale * mean(values):.1f} ± {scale * stdev(values):.1f} ({len(values)})"
+        f"{scale * mean(values):.1f} ± {scale * stdev(values):.1f} ({len(values)})" if values else ""
         for values in line["scores"].values()
     ]
     return [
@@ -122,4 +122,6 @@ def group_name(low: float, high: float) -> str:
     """Which values a group holds."""
     if high == float("inf"):
         return f"{low:,.0f} or more"
+    if (low, high) == (0, 1):
+        return "never"
     return f"{low:,.0f}" if high == low + 1 else f"{low:,.0f} to below {high:,.0f}"

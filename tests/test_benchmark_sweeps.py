@@ -53,6 +53,7 @@ def test_groups_of_diversity_hold_finished_trials_alone() -> None:
     assert found[("orders until re-initialised", "1")] == (30.0, 4)  # direct generators
     assert found[("orders until re-initialised", "2 to below 10")] == (40.0, 4)
     assert found[("generators", "4 or more")] == (40.0, 4)
+    assert sweep_tables.group_name(0, 1) == "never"
     assert sum(count for (setting, _), (_, count) in found.items() if setting == "pool") == 8
 
 
