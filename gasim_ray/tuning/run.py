@@ -86,9 +86,9 @@ def resume_sweep(folder: Path) -> Path:
     if not (folder / SWEEP_FILE).exists():
         raise UserError(f"resume: {folder} holds no sweep ({SWEEP_FILE} is missing)")
     sweep = parse_sweep(folder / SWEEP_FILE)
-    space = check(sweep)
     if not (folder / DIGEST_FILE).exists() or (folder / DIGEST_FILE).read_text() != digest(folder):
         raise UserError(f"resume: {folder / SWEEP_FILE} is no longer what the sweep began with; start a new one")
+    space = check(sweep)
     if not saved_state(folder):
         return run_sweep(sweep, folder, overwrite=True)  # it ended before its first trial
     drawn = drawn_settings(sweep, space)

@@ -94,6 +94,7 @@ def make_scheduler(sweep: Sweep, space: Sequence[Dimension]) -> TrialScheduler |
         return PopulationBasedTraining(
             time_attr="training_iteration",
             perturbation_interval=1,
+            synch=True,  # however many run at once, all are compared
             hyperparam_mutations={POINT: {dimension.key: mutation(dimension) for dimension in space}},
             custom_explore_fn=partial(within, tuple(space)),
         )
