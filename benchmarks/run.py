@@ -36,14 +36,13 @@ from benchmarks.cells import (
 from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.core.model import Model, ModelConfig, load_model
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, exit_code
 from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
 from gasim_ray.evaluation.controls import untrained
-from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.modes import modes_of_run
-from gasim_ray.evaluation.runs import distil_control
-from gasim_ray.evaluation.tasks import TEACHER, DatasetTask, EnvironmentTask, Task
+from gasim_ray.evaluation.runs import distil_control, task_of_teacher
+from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill, knowledge_level
 from gasim_ray.run_folder import RunFolder, versions
@@ -61,15 +60,8 @@ def main() -> int:
     parser.add_argument("--size", choices=("cpu", "gpu"), default="cpu", help="cells that this machine can run")
     parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no cell that would end later")
     given = parser.parse_args()
-    try:
-        record_suite(given.suite, given.only, given.size, given.budget_minutes)
-    except UserError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(f"benchmarks: {str(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    asked_for = (given.suite, given.only, given.size, given.budget_minutes)
+    return exit_code("benchmarks", lambda: record_suite(*asked_for), "; the same command goes on")
 
 
 def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> None:
@@ -141,10 +133,7 @@ def record(cell: Cell) -> dict[str, Any]:
         "environment_steps": 0,
         "teacher_parameters": teacher.parameter_count,
         **result,
-        "hardware": hardware(),
-        "versions": versions(),
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **provenance(),
         "definition": cell.definition,
         "command": f"python -m benchmarks.run {cell.suite} "
         f"--only task={cell.task},method={cell.method},seed={cell.seed}",
@@ -163,7 +152,7 @@ def measure_method(cell: Cell) -> dict[str, Any]:
     summary = folder.read_summary()
     student = load_model(folder.student)
     counts = {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
-    modes = modes_of_run(cell.folder, task_of(cell.config.teacher, cell.episodes))
+    modes = modes_of_run(cell.folder, task_of_teacher(cell.config.teacher, cell.episodes))
     held = {} if modes is None else {"mode_shares": modes.shares, "mode_recall": modes.recall}
     folder.checkpoint.unlink()
     return {**score(cell, student), **counts, **held, **curve(cell, folder)}
@@ -171,7 +160,7 @@ def measure_method(cell: Cell) -> dict[str, Any]:
 
 def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
     """What the student scored when: [seconds, score] of each snapshot; nothing where none were kept."""
-    task, snapshots = task_of(cell.config.teacher, cell.episodes), folder.read_snapshots()
+    task, snapshots = task_of_teacher(cell.config.teacher, cell.episodes), folder.read_snapshots()
     points = [
         [seconds, task.measure({TEACHER: s.to(cell.config.device)})[0][TEACHER].interval.mean]
         for seconds, s in snapshots.items()
@@ -181,7 +170,7 @@ def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
 
 def measure_real(cell: Cell, teacher: Model) -> dict[str, Any]:
     """Distil the same student on the teacher's real observations, then score it."""
-    task = task_of(cell.config.teacher, cell.episodes)
+    task = task_of_teacher(cell.config.teacher, cell.episodes)
     observations = task.training_observations(teacher)
     started = time.perf_counter()
     student = distil_control(cell.config, teacher, observations)
@@ -211,7 +200,7 @@ def measure_labels(cell: Cell, teacher: Model) -> dict[str, Any]:
     started, folder = time.perf_counter(), RunFolder(cell.folder).student
     student = train_classifier(training, folder, show, resume=(folder / "checkpoint").exists(), overwrite=True)
     wall = time.perf_counter() - started
-    seen = len(task_of(cell.config.teacher, cell.episodes).training_observations(teacher))
+    seen = len(task_of_teacher(cell.config.teacher, cell.episodes).training_observations(teacher))
     return {**score(cell, student), "wall_seconds": wall, "synthetic_observations": 0, "environment_steps": seen}
 
 
@@ -219,7 +208,7 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
     """Score a student beside its teacher and the untrained control."""
     teacher = load_teacher(cell.config.teacher)
     teacher_score, observations = teacher_reference(cell.config.teacher, cell.episodes)
-    task = task_of(cell.config.teacher, cell.episodes)
+    task = task_of_teacher(cell.config.teacher, cell.episodes)
     scores, _ = task.measure({TEACHER: student.to(cell.config.device)})
     expected, outputs = answers(teacher, observations, TEACHER), answers(student, observations, "student")
     return {
@@ -239,7 +228,7 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
 @lru_cache
 def teacher_reference(folder: str, episodes: int) -> tuple[float, Observations]:
     """The teacher's own score and its real observations."""
-    scores, observations = task_of(folder, episodes).measure({TEACHER: load_teacher(folder)})
+    scores, observations = task_of_teacher(folder, episodes).measure({TEACHER: load_teacher(folder)})
     return scores[TEACHER].interval.mean, observations
 
 
@@ -247,16 +236,13 @@ def teacher_reference(folder: str, episodes: int) -> tuple[float, Observations]:
 def untrained_score(config: str, folder: str, episodes: int) -> float:
     """What a student of this configuration scores with fresh weights."""
     model = untrained(ModelConfig.from_json(json.loads(config)))
-    return task_of(folder, episodes).measure({TEACHER: model})[0][TEACHER].interval.mean
+    return task_of_teacher(folder, episodes).measure({TEACHER: model})[0][TEACHER].interval.mean
 
 
-@lru_cache
-def task_of(folder: str, episodes: int) -> Task:
-    """What the teacher was trained on."""
-    source = load_teacher(folder).config.source
-    if "environment" in source:
-        return EnvironmentTask(source["environment"], episodes)
-    return DatasetTask(load_dataset(source["dataset"], None, source.get("groups", "")))
+def provenance() -> dict[str, Any]:
+    """What every line says of where, with what and when it was made."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"hardware": hardware(), "versions": versions(), "commit": commit(), "date": today}
 
 
 def hardware() -> str:
@@ -272,7 +258,7 @@ def hardware() -> str:
 
 def commit() -> str:
     """The commit that is checked out; marked where code, suites or teachers differ from it."""
-    what = ["--", "gasim_ray", "benchmarks/*.py", "benchmarks/suites", "benchmarks/teachers"]
+    what = ["--", "gasim_ray", "benchmarks/*.py", "benchmarks/suites", "benchmarks/teachers", "tune_configs"]
     found = git("rev-parse", "--short=10", "HEAD") or "unknown"
     return f"{found}-dirty" if git("status", "--porcelain", *what) else found
 

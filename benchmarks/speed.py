@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from benchmarks.sweep_cost import measure_cost
+from benchmarks.sweep_cost import by_loop, by_sweep, seconds_of
 from gasim_ray.actors.loop import Loop
 from gasim_ray.config import DistillConfig
 from gasim_ray.errors import UserError
 from gasim_ray.run import start_workers
 from gasim_ray.teachers import load_teacher
 
-#: The task that measures what a sweep costs beside a shell loop.
-SWEEP_OVER_LOOP = "sweep-over-loop"
 #: Times that each side is measured.
 REPEATS = 3
+#: Measures one side of a ratio.
+Side = Callable[[DistillConfig], float]
 
 
 def measure_speed(task: str, config: DistillConfig) -> dict[str, Any]:
-    """Observations generated a second by the first side over the second; the median of the pairs' ratios.
+    """The first side's figure over the second's; the median of the pairs' ratios.
 
-    SWEEP_OVER_LOOP compares seconds instead. Raises UserError for another task that is not one of SIDES.
+    Raises UserError for a task that is not one of SIDES.
     """
-    if task == SWEEP_OVER_LOOP:
-        return measure_cost(config)
     if task not in SIDES:
         raise UserError(f"task: {task!r} is not one of {', '.join(SIDES)}")
-    sides = SIDES[task]
-    share = replace(config, budget=replace(config.budget, seconds=(config.budget.seconds or 60.0) / (2 * REPEATS)))
-    pairs = [tuple(observations_per_second(side(share)) for side in sides) for _ in range(REPEATS)]
+    unit, sides = SIDES[task]
+    started = time.perf_counter()
+    pairs = [tuple(side(config) for side in sides) for _ in range(REPEATS)]
     return {
         "ratio": median(first / second for first, second in pairs),
-        "observations_per_second": [median(column) for column in zip(*pairs, strict=True)],
+        unit: [median(column) for column in zip(*pairs, strict=True)],
         "repeats": REPEATS,
-        "wall_seconds": config.budget.seconds,
+        "wall_seconds": time.perf_counter() - started,
         "synthetic_observations": None,
         "student_parameters": None,
     }
@@ -56,14 +56,25 @@ def local(config: DistillConfig) -> DistillConfig:
     return replace(one_actor(config), local=True)
 
 
-SIDES = {"ray-over-local": (one_actor, local), "two-actors-over-one": (two_actors, one_actor)}
+def rate_of(variant: Callable[[DistillConfig], DistillConfig]) -> Side:
+    """Measures observations a second of a whole run: generators, learner and what lies between them."""
+
+    def measure(config: DistillConfig) -> float:
+        seconds = (config.budget.seconds or 60.0) / (2 * REPEATS)
+        run = variant(replace(config, budget=replace(config.budget, seconds=seconds)))
+        workers = start_workers(load_teacher(run.teacher), run)
+        try:
+            progress = Loop(workers, run, stop=lambda: False, report=lambda loop: None).run()
+        finally:
+            workers.close()
+        return progress.observations / progress.seconds
+
+    return measure
 
 
-def observations_per_second(config: DistillConfig) -> float:
-    """Rate of a whole run: generators, learner and what lies between them."""
-    workers = start_workers(load_teacher(config.teacher), config)
-    try:
-        progress = Loop(workers, config, stop=lambda: False, report=lambda loop: None).run()
-    finally:
-        workers.close()
-    return progress.observations / progress.seconds
+#: Task -> the figure's name in a line, and how its two sides are measured.
+SIDES: dict[str, tuple[str, tuple[Side, Side]]] = {
+    "ray-over-local": ("observations_per_second", (rate_of(one_actor), rate_of(local))),
+    "two-actors-over-one": ("observations_per_second", (rate_of(two_actors), rate_of(one_actor))),
+    "sweep-over-loop": ("seconds", (seconds_of(by_sweep), seconds_of(by_loop))),
+}

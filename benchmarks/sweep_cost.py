@@ -6,9 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import yaml
@@ -19,33 +19,26 @@ from gasim_ray.config import DistillConfig, plain
 TRIALS, CONCURRENT = 8, 2
 #: Student steps of each.
 STEPS = 1500
-#: Times that each side is measured.
-REPEATS = 2
 
 
-def measure_cost(config: DistillConfig) -> dict[str, Any]:
-    """Seconds of a sweep over those of the loop; the median of the pairs' ratios."""
-    tree = plain(asdict(config))
-    tree["budget"] = {"student_steps": STEPS}
-    tree["student"]["cpus"], tree["generator"]["cpus"], tree["generator"]["actors"] = 0.5, 0.5, 1
-    tree["teacher"] = str(Path(config.teacher).resolve())
-    with tempfile.TemporaryDirectory() as folder:
-        pairs = [
-            (by_sweep(tree, Path(folder) / f"{n}a"), by_loop(tree, Path(folder) / f"{n}b")) for n in range(REPEATS)
-        ]
-    return {
-        "ratio": median(first / second for first, second in pairs),
-        "seconds": [median(column) for column in zip(*pairs, strict=True)],
-        "repeats": REPEATS,
-        "wall_seconds": sum(sum(pair) for pair in pairs),
-        "synthetic_observations": None,
-        "student_parameters": None,
-    }
+def seconds_of(side: Callable[[dict[str, Any], Path], None]) -> Callable[[DistillConfig], float]:
+    """Measures the seconds that a side takes over the distillations, in a folder of its own."""
+
+    def measure(config: DistillConfig) -> float:
+        tree = plain(asdict(config))
+        tree["budget"] = {"student_steps": STEPS}
+        tree["student"]["cpus"], tree["generator"]["cpus"], tree["generator"]["actors"] = 0.5, 0.5, 1
+        tree["teacher"] = str(Path(config.teacher).resolve())
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            side(tree, Path(folder))
+            return time.perf_counter() - started
+
+    return measure
 
 
-def by_sweep(tree: dict[str, Any], folder: Path) -> float:
-    """Seconds that `gasim tune` takes over one seed after another."""
-    folder.mkdir()
+def by_sweep(tree: dict[str, Any], folder: Path) -> None:
+    """`gasim tune` over the seeds."""
     sweep = {
         "base": tree,
         "space": {"seed": {"grid": list(range(TRIALS))}},
@@ -54,17 +47,14 @@ def by_sweep(tree: dict[str, Any], folder: Path) -> float:
         "reports": 1,
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
-    started = time.perf_counter()
-    gasim("tune", str(folder / "sweep.yaml"), "--out", str(folder / "out"))
-    return time.perf_counter() - started
+    command = [sys.executable, "-m", "gasim_ray", "tune", str(folder / "sweep.yaml"), "--out", str(folder / "out")]
+    subprocess.run(command, check=True, capture_output=True)
 
 
-def by_loop(tree: dict[str, Any], folder: Path) -> float:
-    """Seconds that the shell takes over as many `gasim distill`."""
-    folder.mkdir()
+def by_loop(tree: dict[str, Any], folder: Path) -> None:
+    """The shell, over as many `gasim distill`."""
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "gasim_ray", "distill", str(folder / "run.yaml"), "--seed", "{}", "--out"]
-    started = time.perf_counter()
     subprocess.run(
         ["xargs", "-P", str(CONCURRENT), "-I{}", *command, f"{folder}/{{}}"],
         input="\n".join(map(str, range(TRIALS))),
@@ -72,9 +62,3 @@ def by_loop(tree: dict[str, Any], folder: Path) -> float:
         text=True,
         capture_output=True,
     )
-    return time.perf_counter() - started
-
-
-def gasim(*arguments: str) -> None:
-    """Run a command of the program; raises CalledProcessError if it fails."""
-    subprocess.run([sys.executable, "-m", "gasim_ray", *arguments], check=True, capture_output=True)

@@ -25,9 +25,14 @@ DIVERSITY: dict[str, tuple[float, ...]] = {
 }
 
 
+def newest_lines() -> dict[str, dict[str, Any]]:
+    """Sweep -> its newest line."""
+    return {line["task"]: line for line in read_results(SUITE)}
+
+
 def sweep_rows() -> list[str]:
-    """The table of recorded sweeps; the newest line of each counts."""
-    lines = {line["task"]: line for line in read_results(SUITE)}
+    """The table of recorded sweeps."""
+    lines = newest_lines()
     presets = [f"`{preset}`" for preset in PRESETS]
     head = ["sweep", "trials (finished)", "rank correlation", "by kind", "best of the sweep", *presets, "seconds"]
     rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
@@ -35,9 +40,7 @@ def sweep_rows() -> list[str]:
         line = lines.get(name)
         cells = ["not measured"] * (len(head) - 1) if line is None else _cells(line)
         rows.append("| " + " | ".join([name, *cells]) + " |")
-    dates = ", ".join(sorted({line["date"] for line in lines.values()}))
-    machines = "; ".join(sorted({line["hardware"] for line in lines.values()}))
-    return [*rows, "", f"`python -m benchmarks.sweeps`, {len(lines)} sweeps, {dates}, {machines}." if lines else ""]
+    return rows
 
 
 def _cells(line: dict[str, Any]) -> list[str]:
@@ -52,7 +55,7 @@ def _cells(line: dict[str, Any]) -> list[str]:
         f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
         by_kind(line["task"]),
         *spreads,
-        f"{line['wall_seconds']:.0f}",
+        "not measured" if line["wall_seconds"] is None else f"{line['wall_seconds']:.0f}",
     ]
 
 
@@ -75,7 +78,7 @@ def score_of(trials: pd.DataFrame) -> str:
 
 
 def diversity_rows() -> list[str]:
-    """Median true score of finished trials in each group of each setting; in brackets how many trials that is."""
+    """Median true score of the finished trials in each group of each setting, and how many they are."""
     rows = ["| sweep | setting | group | median score | trials |", "| --- | --- | --- | --- | --- |"]
     for name in FRESH_SEEDS:
         path = TRIALS / f"{name}.csv"

@@ -8,11 +8,10 @@ simulator nor data, ranks trials as their true scores do, and what the sweep fou
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,20 +23,21 @@ from rich.console import Console
 from scipy.stats import bootstrap, spearmanr
 
 from benchmarks.cells import append_result, read_results
-from benchmarks.run import commit, hardware
-from benchmarks.sweep_tables import FRESH_SEEDS, PRESETS, SUITE, TRIALS
+from benchmarks.run import provenance
+from benchmarks.sweep_tables import FRESH_SEEDS, PRESETS, SUITE, TRIALS, score_of
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.config import DistillConfig, build_config, merged, read_yaml
 from gasim_ray.core.model import load_model
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, exit_code
 from gasim_ray.evaluation.runs import task_of_teacher
 from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill
-from gasim_ray.run_folder import RunFolder, versions
+from gasim_ray.run_folder import RunFolder
 from gasim_ray.teachers import load_teacher
+from gasim_ray.tuning.folder import SweepFolder
 from gasim_ray.tuning.run import resume_sweep, run_sweep
-from gasim_ray.tuning.sweep import TASK_METRICS, Sweep, parse_sweep
+from gasim_ray.tuning.sweep import Sweep, parse_sweep
 
 #: Seeds that no sweep uses.
 FIRST_FRESH_SEED = 100
@@ -51,28 +51,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps", description=__doc__)
     parser.add_argument("names", nargs="*", help="by default all that have no line yet")
     names = parser.parse_args().names
-    try:
-        for name in names:
-            if name not in FRESH_SEEDS:
-                raise UserError(f"sweep: {name!r} is not recorded; one of {', '.join(FRESH_SEEDS)}")
-        done = {line["task"] for line in read_results(SUITE)}
-        for name in names or [name for name in FRESH_SEEDS if name not in done]:
-            append_result(SUITE, record_sweep(name))
-    except UserError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(f"benchmarks: {str(error) or 'interrupted'}; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("benchmarks", lambda: record_sweeps(names), "; the same command goes on")
+
+
+def record_sweeps(names: Sequence[str]) -> None:
+    """Record these sweeps, or for none those that have no line yet; raises UserError for a name that is not listed."""
+    for name in names:
+        if name not in FRESH_SEEDS:
+            raise UserError(f"sweep: {name!r} is not recorded; one of {', '.join(FRESH_SEEDS)}")
+    done = {line["task"] for line in read_results(SUITE)}
+    for name in names or [name for name in FRESH_SEEDS if name not in done]:
+        append_result(SUITE, record_sweep(name))
 
 
 def record_sweep(name: str) -> dict[str, Any]:
     """Run what is left of a sweep and of the comparison after it; returns the line."""
     sweep = parse_sweep(Path("tune_configs") / f"{name}.yaml")
     folder, started = Path("runs") / "benchmarks" / SUITE / name, time.monotonic()
-    resume_sweep(folder) if (folder / "sweep.yaml").exists() else run_sweep(sweep, folder)
-    wall = time.monotonic() - started
+    resumed = SweepFolder(folder).sweep.exists()
+    if resumed:
+        resume_sweep(folder)
+    else:
+        run_sweep(sweep, folder)
+    # Of a sweep that took several sittings only the last is known.
+    wall = None if resumed else time.monotonic() - started
     TRIALS.mkdir(parents=True, exist_ok=True)
     trials = pd.read_csv(folder / "results.csv")
     # Paths are those of one machine.
@@ -100,10 +102,7 @@ def record_sweep(name: str) -> dict[str, Any]:
         "budget": dict(sweep.tree()["budget"]),
         "summary": (folder / "summary.txt").read_text().strip(),
         "wall_seconds": wall,
-        "hardware": hardware(),
-        "versions": versions(),
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **provenance(),
         "command": f"python -m benchmarks.sweeps {name}",
     }
 
@@ -111,7 +110,7 @@ def record_sweep(name: str) -> dict[str, Any]:
 def rank_correlation(trials: pd.DataFrame, sweep: Sweep) -> dict[str, Any]:
     """Spearman's between objective and true score over all trials that report both, with its 95 % interval."""
     objective = next(iter(sweep.objective))
-    metric = next(name for name in TASK_METRICS if name in trials)
+    metric = score_of(trials)
     known = trials[[objective, metric]].dropna()
     pairs = (known[objective].to_numpy(), known[metric].to_numpy())
     interval = bootstrap(
@@ -141,7 +140,7 @@ def spearman(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
 
 
 def contenders(sweep: Sweep, folder: Path) -> dict[str, dict[str, Any]]:
-    """The best configuration, and each preset as the sweep's base has it but for what the sweep searched."""
+    """The best configuration, and each preset with the sweep's teacher, student architecture and budget."""
     base = sweep.tree()
     best = read_yaml(str(folder / "best.yaml"))
     plain: dict[str, Any] = {key: base[key] for key in ("teacher", "budget") if key in base}
@@ -167,7 +166,7 @@ def scored(config: DistillConfig, place: Path) -> float:
     with Display(Console(stderr=True, quiet=True)) as display:
         distill(config, display, overwrite=True)
     RunFolder(place).checkpoint.unlink()
-    task = task_of_teacher(Path(config.teacher), EPISODES, seed=0)
+    task = task_of_teacher(config.teacher, EPISODES, local=True)
     return task.measure({TEACHER: load_model(RunFolder(place).student)})[0][TEACHER].interval.mean
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.cells import CONTROLS, ROOT, Cell, current_results, load_suite
 from benchmarks.methods import method_pages
-from benchmarks.sweep_tables import diversity_rows, sweep_rows
+from benchmarks.sweep_tables import diversity_rows, newest_lines, sweep_rows
 
 FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT.parent / "docs" / "methods.md")
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -48,10 +48,11 @@ def table(suite: str) -> str:
     if suite == "methods":
         return "\n" + method_pages(spread) + "\n\n"
     if suite == "sweeps":
-        return "\n".join([*sweep_rows(), "", *diversity_rows()]) + "\n"
+        made_by = provenance("python -m benchmarks.sweeps", list(newest_lines().values()))
+        return "\n".join([*sweep_rows(), "", made_by, "", *diversity_rows()]) + "\n"
     cells, results = load_suite(suite), current_results(suite)
     rows = speed_rows(cells, results) if cells[0].kind == "speed" else score_rows(cells, results)
-    return "\n".join(rows) + "\n\n" + provenance(suite, list(results.values())) + "\n"
+    return "\n".join(rows) + "\n\n" + provenance(f"python -m benchmarks.run {suite}", list(results.values())) + "\n"
 
 
 def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
@@ -131,15 +132,14 @@ def speed_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
     return rows
 
 
-def provenance(suite: str, lines: list[dict[str, Any]]) -> str:
+def provenance(command: str, lines: list[dict[str, Any]]) -> str:
     """The command, and what it ran on."""
-    command = f"`python -m benchmarks.run {suite}`"
     if not lines:
-        return f"{command}: {MISSING}."
+        return f"`{command}`: {MISSING}."
     dates = sorted({line["date"] for line in lines})
     days = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     machines = "; ".join(sorted({line["hardware"] for line in lines}))
-    return f"{command}, {len(lines)} cells, {days}, {machines}."
+    return f"`{command}`, {len(lines)} cells, {days}, {machines}."
 
 
 if __name__ == "__main__":

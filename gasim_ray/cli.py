@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, exit_code
 
 DISTILL_USAGE = """usage: gasim distill [CONFIG.yaml] [--resume] [--overwrite] [--dotted.key value ...]
 
@@ -53,15 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         # A shell starts background jobs with SIGINT ignored; `kill -INT` is to leave a checkpoint there too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        command(given[1:])
-    except UserError as error:
-        print(f"gasim: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print(f"gasim: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("gasim", lambda: command(given[1:]))
 
 
 def distill_command(arguments: list[str]) -> None:

@@ -1,4 +1,9 @@
-"""The one exception that is shown to a user instead of a traceback."""
+"""The one exception that is shown to a user instead of a traceback, and how a program ends after it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -7,3 +12,16 @@ class UserError(Exception):
     The command line prints the message as one line and leaves with exit code 2, so the message names the
     field, the value it had, and what to do instead.
     """
+
+
+def exit_code(program: str, work: Callable[[], object], after_interrupt: str = "") -> int:
+    """Do a program's work: 0, or 2 after a UserError and 130 after Ctrl-C, each told in one line on standard error."""
+    try:
+        work()
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"{program}: {str(error) or 'interrupted'}{after_interrupt}", file=sys.stderr)
+        return 130
+    return 0

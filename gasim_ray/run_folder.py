@@ -46,6 +46,33 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def save_tensors(path: Path, state: dict[str, Any]) -> None:
+    """Replace a file of tensors as a whole; raises OSError, the old file intact, if it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path}: not written ({' '.join(str(error).split())})") from error
+
+
+def clear_folder(path: Path, marker: str, what: str, overwrite: bool) -> None:
+    """Leave nothing in the folder where a run or a sweep is to begin; the file `marker` tells that one was there.
+
+    Raises UserError if there is one and `overwrite` is off, and in any case if what is there is something else.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"out: {path} is a file; give a folder")
+    if path.exists() and any(path.iterdir()):
+        if not overwrite:
+            raise UserError(f"out: {path} exists; go on with --resume, or replace it with --overwrite")
+        if not (path / marker).exists():
+            raise UserError(f"out: {path} holds something else than {what}, which --overwrite leaves alone")
+        shutil.rmtree(path)
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version()}
@@ -78,14 +105,7 @@ class RunFolder:
 
         Raises UserError if there is one and `overwrite` is off, and in any case if what is there is no run.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"out: {self.path} is a file; give a folder")
-        if self.path.exists() and any(self.path.iterdir()):
-            if not overwrite:
-                raise UserError(f"out: {self.path} exists; go on with --resume, or replace it with --overwrite")
-            if not (self.path / "config.yaml").exists():
-                raise UserError(f"out: {self.path} holds something else than a run, which --overwrite leaves alone")
-            shutil.rmtree(self.path)
+        clear_folder(self.path, "config.yaml", "a run", overwrite)
         header = "".join(f"# {name} {number}\n" for name, number in versions().items())
         write_atomically(self.path / "config.yaml", (header + config.to_yaml()).encode())
 
@@ -124,14 +144,7 @@ class RunFolder:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write what `resume` reads; raises OSError, the last checkpoint intact, if it cannot be written."""
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_name("state.partial")
-        try:
-            torch.save(state, partial)
-            partial.replace(self.checkpoint)
-        except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
-            raise OSError(f"{self.checkpoint}: not written ({' '.join(str(error).split())})") from error
+        save_tensors(self.checkpoint, state)
 
     def save_snapshot(self, seconds: float, student: Model) -> None:
         """Keep a copy of the student as it was after so many seconds; it appears when it is whole."""

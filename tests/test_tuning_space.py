@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gasim_ray import cli
 from gasim_ray.config import build_config
 from gasim_ray.errors import UserError
-from gasim_ray.tuning.search import make_searcher
+from gasim_ray.tuning.run import check
 from gasim_ray.tuning.space import (
     Dimension,
     check_values,
@@ -156,7 +156,7 @@ def test_a_missing_searcher_says_what_to_install(vector_teacher: Path, monkeypat
     sweep = Sweep(**{**sweep_tree(vector_teacher), "searcher": "tpe"})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package optuna; install it with: pip install 'gasim-ray\[tune\]'"):
-        make_searcher(sweep, sweep.dimensions())
+        check(sweep)
 
 
 @pytest.mark.parametrize(

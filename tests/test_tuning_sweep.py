@@ -24,8 +24,8 @@ from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import load_teacher
 from gasim_ray.tuning.analysis import importances, in_words, study_of
+from gasim_ray.tuning.folder import SweepFolder
 from gasim_ray.tuning.results import TrialResult, best_of, table_of, unfinished, write_results
-from gasim_ray.tuning.run import begin, save_validation
 from gasim_ray.tuning.space import parse_space, random_settings
 from gasim_ray.tuning.sweep import Sweep, ValidationSettings
 from gasim_ray.tuning.validation import Validation, balanced, combined, make_validation
@@ -216,14 +216,14 @@ def test_a_folder_of_something_else_is_not_resumed(
 
 def test_what_is_in_a_folder_is_not_lost(tmp_path: Path, vector_teacher: Path) -> None:
     sweep = Sweep(**sweep_tree(vector_teacher, validation=ValidationSettings()))
-    begin(sweep, tmp_path / "a", overwrite=False)
+    SweepFolder(tmp_path / "a").begin(sweep, overwrite=False)
     with pytest.raises(UserError, match="go on with --resume"):
-        begin(sweep, tmp_path / "a", overwrite=False)
-    begin(sweep, tmp_path / "a", overwrite=True)
+        SweepFolder(tmp_path / "a").begin(sweep, overwrite=False)
+    SweepFolder(tmp_path / "a").begin(sweep, overwrite=True)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").touch()
     with pytest.raises(UserError, match="something else than a sweep"):
-        begin(sweep, tmp_path / "b", overwrite=True)
+        SweepFolder(tmp_path / "b").begin(sweep, overwrite=True)
 
 
 def tiny_validation() -> Validation:
@@ -232,9 +232,9 @@ def tiny_validation() -> Validation:
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "validation.pt.partial").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"validation\.pt cannot be written .*free some space"):
-        save_validation(tiny_validation(), tmp_path)
+    (tmp_path / "validation.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"validation\.pt: not written .*; free some space"):
+        SweepFolder(tmp_path).save_validation(tiny_validation())
 
 
 def test_results_that_do_not_fit_on_the_disk_leave_what_was_there(tmp_path: Path, vector_teacher: Path) -> None:
@@ -250,7 +250,9 @@ def test_results_that_do_not_fit_on_the_disk_leave_what_was_there(tmp_path: Path
 def test_a_changed_sweep_is_not_resumed(
     tmp_path: Path, vector_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin(Sweep(**sweep_tree(vector_teacher, validation=ValidationSettings())), tmp_path / "a", overwrite=False)
+    SweepFolder(tmp_path / "a").begin(
+        Sweep(**sweep_tree(vector_teacher, validation=ValidationSettings())), overwrite=False
+    )
     file = tmp_path / "a" / "sweep.yaml"
     file.write_text(file.read_text().replace("trials: 4", "trials: 5"))
     assert cli.main(["tune", "--resume", str(tmp_path / "a")]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -39,18 +40,19 @@ def task_of_run(run: Path, env: str | None, dataset: str | None, data: Path | No
     return task
 
 
-def task_of_teacher(folder: Path, episodes: int, seed: int) -> Task:
-    """The environment, played in this process, or the data set that a teacher was trained on.
+@lru_cache
+def task_of_teacher(folder: str, episodes: int, local: bool = False) -> Task:
+    """The environment or the data set that a teacher was trained on; kept, as reading a data set takes a while.
 
-    Raises UserError if it does not say which.
+    local: play in this process. Raises UserError if the teacher does not say which.
     """
-    teacher = load_config(folder)
+    teacher = load_config(Path(folder))
     env, dataset = source_of(teacher)
-    if not env and not dataset:
-        raise UserError(f"evaluate.enabled: the teacher in {folder} does not say what it was trained on")
     if env:
-        return EnvironmentTask(env, episodes, seed, local=True)
-    return DatasetTask(load_dataset(str(dataset), None, teacher.source.get("groups", "")))
+        return EnvironmentTask(env, episodes, local=local)
+    if not dataset:
+        raise UserError(f"evaluate.enabled: the teacher in {folder} does not say what it was trained on")
+    return DatasetTask(load_dataset(dataset, None, teacher.source.get("groups", "")))
 
 
 def source_of(teacher: ModelConfig) -> tuple[str | None, str | None]:

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray import tune
 
 from gasim_ray.actors.ray_workers import connect, lacking, reserved
 from gasim_ray.config import build_config
 from gasim_ray.errors import UserError
 from gasim_ray.run import Interrupted
-from gasim_ray.run_folder import write_atomically
+from gasim_ray.tuning.folder import SweepFolder
 from gasim_ray.tuning.live import LiveTable
 from gasim_ray.tuning.results import TrialResult, collect, thin, unfinished, write_results
 from gasim_ray.tuning.search import EXTRAS, drawn_settings, make_scheduler, make_searcher, require
-from gasim_ray.tuning.space import Dimension, encoded, with_settings
-from gasim_ray.tuning.sweep import TASK_METRICS, Sweep, parse_sweep
+from gasim_ray.tuning.space import Dimension, Settings, encoded, with_settings
+from gasim_ray.tuning.sweep import TASK_METRICS, Sweep
 from gasim_ray.tuning.trial import POINT, TrialPlan, trainable
 from gasim_ray.tuning.validation import Validation, make_validation
-
-#: Files of a sweep's folder, beside Tune's own.
-SWEEP_FILE, VALIDATION_FILE = "sweep.yaml", "validation.pt"
-#: Tells whether the former was changed.
-DIGEST_FILE = ".sweep.sha256"
 
 
 def run_sweep(sweep: Sweep, folder: Path, overwrite: bool = False) -> Path:
@@ -40,13 +31,13 @@ def run_sweep(sweep: Sweep, folder: Path, overwrite: bool = False) -> Path:
 
     Raises UserError for what the user can mend, before anything is written, and Interrupted after Ctrl-C.
     """
-    space = check(sweep)
-    begin(sweep, folder, overwrite)
+    space, drawn = check(sweep)
+    files = SweepFolder(folder)
+    files.begin(sweep, overwrite)
     validation = make_validation(sweep.tree(), sweep.validation, sweep.seed)
-    save_validation(validation, folder)
-    drawn = drawn_settings(sweep, space)
+    files.save_validation(validation)
     searcher = make_searcher(sweep, space)
-    total = len(drawn) if drawn else sweep.trials
+    total = len(drawn or range(sweep.trials))
     single = len(sweep.objective) == 1 and searcher is None
     metric, mode = next(iter(sweep.objective.items()))
     scheduler = make_scheduler(sweep, space)
@@ -83,23 +74,18 @@ def resume_sweep(folder: Path) -> Path:
 
     Raises UserError if it holds no sweep, or one that this version does not read.
     """
-    if not (folder / SWEEP_FILE).exists():
-        raise UserError(f"resume: {folder} holds no sweep ({SWEEP_FILE} is missing)")
-    sweep = parse_sweep(folder / SWEEP_FILE)
-    if not (folder / DIGEST_FILE).exists() or (folder / DIGEST_FILE).read_text() != digest(folder):
-        raise UserError(f"resume: {folder / SWEEP_FILE} is no longer what the sweep began with; start a new one")
-    space = check(sweep)
-    if not saved_state(folder):
-        return run_sweep(sweep, folder, overwrite=True)  # it ended before its first trial
-    drawn = drawn_settings(sweep, space)
-    total = len(drawn) if drawn else sweep.trials
+    files = SweepFolder(folder)
+    sweep = files.read_sweep()
+    _, drawn = check(sweep)
+    if not files.begun():
+        return run_sweep(sweep, folder, overwrite=True)
     tuner = tune.Tuner.restore(
         str(folder.resolve()),
-        make_trainable(sweep, load_validation(folder)),
+        make_trainable(sweep, files.read_validation()),
         resume_unfinished=True,
         param_space={POINT: tune.grid_search(drawn)} if drawn else {},
     )
-    return finish(tuner, sweep, folder, total)
+    return finish(tuner, sweep, folder, len(drawn or range(sweep.trials)))
 
 
 def finish(tuner: tune.Tuner, sweep: Sweep, folder: Path, total: int) -> Path:
@@ -115,7 +101,7 @@ def finish(tuner: tune.Tuner, sweep: Sweep, folder: Path, total: int) -> Path:
         if timed_out or not left:
             thin(folder)
         write_results(results, sweep, folder)
-        analysed(results, sweep, folder)
+        analyse(results, sweep, folder)
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror or error})"
         raise UserError(f"out: {reason}; free some space and go on with: gasim tune --resume {folder}") from error
@@ -124,7 +110,7 @@ def finish(tuner: tune.Tuner, sweep: Sweep, folder: Path, total: int) -> Path:
     return folder
 
 
-def analysed(results: list[TrialResult], sweep: Sweep, folder: Path) -> None:
+def analyse(results: list[TrialResult], sweep: Sweep, folder: Path) -> None:
     """Plots and words, where Optuna is there to make them."""
     if importlib.util.find_spec("optuna") is None:
         print(f"no plots and importances: {EXTRAS['optuna']}", file=sys.stderr)
@@ -134,10 +120,11 @@ def analysed(results: list[TrialResult], sweep: Sweep, folder: Path) -> None:
     print(write_analysis(results, sweep, sweep.dimensions(), folder))
 
 
-def check(sweep: Sweep) -> tuple[Dimension, ...]:
-    """Everything that can be refused before a sweep begins; returns its space."""
+def check(sweep: Sweep) -> tuple[tuple[Dimension, ...], list[Settings] | None]:
+    """Refuse what can be refused before a sweep begins; returns its space, and its settings if they are drawn now."""
     space = sweep.dimensions()
-    for settings in drawn_settings(sweep, space) or []:
+    drawn = drawn_settings(sweep, space)
+    for settings in drawn or []:
         build_config(with_settings(sweep.tree(), settings))
     for logger in sweep.loggers:
         require(logger, f"sweep.loggers: {logger}")
@@ -146,7 +133,7 @@ def check(sweep: Sweep) -> tuple[Dimension, ...]:
     if sweep.evaluate.enabled:
         from gasim_ray.evaluation.runs import task_of_teacher
 
-        task = task_of_teacher(Path(sweep.tree()["teacher"]), sweep.evaluate.episodes, seed=0)
+        task = task_of_teacher(sweep.tree()["teacher"], sweep.evaluate.episodes)
         for name in sweep.objective:
             if name in TASK_METRICS and name != task.metric:
                 raise UserError(f"sweep.objective: {task.name} reports {task.metric}, not {name}")
@@ -158,60 +145,13 @@ def check(sweep: Sweep) -> tuple[Dimension, ...]:
             f"space: a trial may reserve {wanted[resource]:g} {resource} where the cluster has {amount:g}; "
             f"lower generator.actors, generator.{resource.lower()}s or student.cpus"
         )
-    return space
+    return space, drawn
 
 
 def largest(tree: dict[str, Any], space: tuple[Dimension, ...]) -> dict[str, Any]:
     """The tree of the trial that reserves most."""
     keys = ("generator.actors", "generator.cpus", "generator.gpus", "student.cpus")
     return with_settings(tree, {d.key: encoded(max(d.values)) for d in space if d.key in keys})
-
-
-def begin(sweep: Sweep, folder: Path, overwrite: bool) -> None:
-    """Make the folder with sweep.yaml in it; raises UserError if another sweep is there or it cannot be written."""
-    try:
-        if folder.exists() and any(folder.iterdir()):
-            if not overwrite:
-                raise UserError(f"out: {folder} exists; go on with --resume {folder}, or replace it with --overwrite")
-            if not (folder / SWEEP_FILE).exists():
-                raise UserError(f"out: {folder} holds something else than a sweep, which --overwrite leaves alone")
-            shutil.rmtree(folder)
-        write_atomically(folder / SWEEP_FILE, sweep.to_yaml().encode())
-        write_atomically(folder / DIGEST_FILE, digest(folder).encode())
-    except OSError as error:
-        raise UserError(f"out: {folder} cannot be written ({error.strerror})") from error
-
-
-def digest(folder: Path) -> str:
-    """Of the sweep that a folder holds."""
-    return hashlib.sha256((folder / SWEEP_FILE).read_bytes()).hexdigest()
-
-
-def saved_state(folder: Path) -> bool:
-    """Whether Tune has saved where the sweep stands; raises UserError if that cannot be read."""
-    states = sorted(folder.glob("experiment_state-*.json"), key=lambda path: path.stat().st_mtime)
-    if not states or not (folder / VALIDATION_FILE).exists():
-        return False
-    try:
-        json.loads(states[-1].read_text())
-    except ValueError as error:
-        raise UserError(f"resume: {states[-1]} cannot be read ({error}); start again with --overwrite") from error
-    return True
-
-
-def save_validation(validation: Validation, folder: Path) -> None:
-    """Keep the validation observations with the sweep; raises UserError if they cannot be written."""
-    try:
-        partial = folder / f"{VALIDATION_FILE}.partial"
-        torch.save(validation.state_dict(), partial)
-        partial.replace(folder / VALIDATION_FILE)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"out: {folder / VALIDATION_FILE} cannot be written ({error}); free some space") from error
-
-
-def load_validation(folder: Path) -> Validation:
-    """What `save_validation` kept."""
-    return Validation.from_state(torch.load(folder / VALIDATION_FILE, weights_only=True))
 
 
 def make_trainable(sweep: Sweep, validation: Validation) -> Any:

@@ -48,7 +48,6 @@ def make_searcher(sweep: Sweep, space: Sequence[Dimension]) -> Searcher | Search
     """Optuna behind Tune's interface; None where the settings are drawn beforehand."""
     if sweep.searcher in ("random", "grid"):
         return None
-    require("optuna", f"sweep.searcher: {sweep.searcher}")
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 

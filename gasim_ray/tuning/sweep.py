@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser
 
-from gasim_ray.config import build_config, parse, plain, read_yaml
+from gasim_ray.config import build_config, merged, parse, plain, read_yaml
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
 from gasim_ray.tasks import distillation_of
@@ -153,9 +153,7 @@ class Sweep:
         base = dict(self.base)
         task = base.pop("task", None)
         named = distillation_of(str(task)) if task is not None else {}
-        tree = {**named, **base}
-        if "student" in named and "student" in base:
-            tree["student"] = {**named["student"], **base["student"]}
+        tree = merged(named, base)
         if isinstance(tree.get("teacher"), str):
             # Trials run in folders of their own.
             tree["teacher"] = str(Path(tree["teacher"]).resolve())
@@ -179,7 +177,7 @@ class Sweep:
     def to_yaml(self) -> str:
         """The sweep as a file that `gasim tune` reads back."""
         # A sweep is resumed from anywhere, and a task's teacher is sought beneath the working folder.
-        resolved = replace(self, base={key: value for key, value in self.tree().items()})
+        resolved = replace(self, base=self.tree())
         return yaml.safe_dump({"format": FORMAT, **plain(asdict(resolved))}, sort_keys=False)
 
 

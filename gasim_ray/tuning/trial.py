@@ -66,12 +66,12 @@ def trainable(
     validation = validation or make_validation(dict(config), ValidationSettings(), seed=0)
     placed = tune.with_parameters(run_trial, plan=plan, validation=validation)
     function: Callable[[dict[str, Any]], None] = tune.with_resources(
-        placed, lambda settings: tune.PlacementGroupFactory([{}, *nonzero(plan, settings)])
+        placed, lambda settings: tune.PlacementGroupFactory([{}, *placement(plan, settings)])
     )
     return function
 
 
-def nonzero(plan: TrialPlan, settings: Mapping[str, Any]) -> list[dict[str, float]]:
+def placement(plan: TrialPlan, settings: Mapping[str, Any]) -> list[dict[str, float]]:
     """The bundles of a trial's actors; a placement group takes no bundle of nothing."""
     try:
         config = plan.config(settings)
@@ -167,6 +167,6 @@ def measure_on_task(config: DistillConfig, student: Model, settings: EvaluationS
     # Only here, so that a sweep which does not ask for it loads no environment.
     from gasim_ray.evaluation.runs import task_of_teacher
 
-    task = task_of_teacher(Path(config.teacher), settings.episodes, seed=0)
+    task = task_of_teacher(config.teacher, settings.episodes, local=True)
     scores, _ = task.measure({TEACHER: student})
     return {task.metric: scores[TEACHER].interval.mean}
