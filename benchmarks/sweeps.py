@@ -66,7 +66,7 @@ def record_sweeps(names: Sequence[str]) -> None:
 
 def record_sweep(name: str) -> dict[str, Any]:
     """Run what is left of a sweep and of the comparison after it; returns the line."""
-    sweep = parse_sweep(Path("tune_configs") / f"{name}.yaml")
+    sweep = parse_sweep(Path("tune_configs") / f"{name}.yaml", ["--evaluate.enabled=true"])
     folder, started = Path("runs") / "benchmarks" / SUITE / name, time.monotonic()
     resumed = SweepFolder(folder).sweep.exists()
     if resumed:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -119,3 +120,44 @@ def config_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+BLOCKED = "raise ImportError(f'{__name__} is blocked')\n"
+
+#: A student whose construction proves, in every process that makes one, that the blocked modules cannot be imported.
+FACTORY = """
+import importlib, os, pathlib
+from gasim_ray.models.mlp import MLP
+
+def make(input_shape, outputs, marks, modules):
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            assert str(error) == f"{module} is blocked", error
+        else:
+            raise AssertionError(f"{module} can be imported")
+    pathlib.Path(marks, str(os.getpid())).touch()
+    return MLP(input_shape, outputs, [8])
+"""
+
+
+@pytest.fixture
+def blocker(tmp_path: Path) -> Callable[..., Path]:
+    """A folder that, first on the path, makes modules unimportable."""
+
+    def block(*modules: str) -> Path:
+        folder = tmp_path / "blocker"
+        folder.mkdir()
+        for module in modules:
+            (folder / f"{module}.py").write_text(BLOCKED)
+        (folder / "marking.py").write_text(FACTORY)
+        (folder / "marks").mkdir()
+        return folder
+
+    return block
+
+
+def marking(folder: Path, *modules: str) -> dict[str, Any]:
+    """The architecture of a student that `blocker` proves and marks its processes by."""
+    return {"name": "marking:make", "marks": str(folder / "marks"), "modules": list(modules)}

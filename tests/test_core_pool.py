@@ -60,6 +60,23 @@ def test_a_restored_pool_goes_on_as_the_saved_one(capacity: int, before: list[in
         assert torch.equal(one, other)
 
 
+@given(st.integers(1, 20), st.integers(1, 20), batch_sizes, batch_sizes)
+def test_a_pool_of_another_capacity_takes_the_newest(old: int, new: int, before: list[int], after: list[int]) -> None:
+    saved, restored, everything = pool(old), pool(new), list[int]()
+    for size in before:
+        batch = list(range(len(everything), len(everything) + size))
+        put(saved, batch)
+        everything += batch
+    restored.load_state_dict(saved.state_dict())
+    everything = everything[-old:]
+    for size in after:
+        assert contents(restored) == everything[-new:]
+        batch = list(range(1000 + len(everything), 1000 + len(everything) + size))
+        put(restored, batch)
+        everything += batch
+    assert contents(restored) == everything[-new:]
+
+
 def test_a_checkpoint_is_as_large_as_what_is_in_it() -> None:
     large = pool(1_000_000)
     put(large, [1, 2, 3])

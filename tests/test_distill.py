@@ -16,6 +16,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from conftest import marking
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -221,46 +222,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
         folder.save_checkpoint({"x": torch.zeros(100_000)})
     assert [p.name for p in folder.checkpoint.parent.iterdir()] == ["state.pt"]
     assert torch.load(folder.checkpoint, weights_only=True)["x"].tolist() == [1, 1, 1]
-
-
-BLOCKED = "raise ImportError(f'{__name__} is blocked')\n"
-
-#: A student whose construction proves, in every process that makes one, that the blocked modules cannot be imported.
-FACTORY = """
-import importlib, os, pathlib
-from gasim_ray.models.mlp import MLP
-
-def make(input_shape, outputs, marks, modules):
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            assert str(error) == f"{module} is blocked", error
-        else:
-            raise AssertionError(f"{module} can be imported")
-    pathlib.Path(marks, str(os.getpid())).touch()
-    return MLP(input_shape, outputs, [8])
-"""
-
-
-@pytest.fixture
-def blocker(tmp_path: Path) -> Callable[..., Path]:
-    """A folder that, first on the path, makes modules unimportable."""
-
-    def block(*modules: str) -> Path:
-        folder = tmp_path / "blocker"
-        folder.mkdir()
-        for module in modules:
-            (folder / f"{module}.py").write_text(BLOCKED)
-        (folder / "marking.py").write_text(FACTORY)
-        (folder / "marks").mkdir()
-        return folder
-
-    return block
-
-
-def marking(folder: Path, *modules: str) -> dict[str, Any]:
-    return {"name": "marking:make", "marks": str(folder / "marks"), "modules": list(modules)}
 
 
 def test_a_local_distillation_and_its_student_need_neither_simulator_nor_ray(

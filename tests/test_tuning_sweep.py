@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from conftest import Gasim
+from conftest import Gasim, marking
 from test_tuning_space import sweep_tree
 
 from gasim_ray import cli
@@ -159,6 +159,20 @@ def test_a_population_copies_learners(
     drawn = random_settings(parse_space(tree["space"]), 4, seed=0)
     kept = [row["pool.hard"] in {settings["pool.hard"] for settings in drawn} for _, row in rows.iterrows()]
     assert not all(kept)  # who copied a learner took other settings
+
+
+def test_a_sweep_needs_no_simulator(
+    gasim: Gasim, tmp_path: Path, vector_teacher: Path, config_file: Write, blocker: Callable[..., Path]
+) -> None:
+    modules = ("gymnasium", "ale_py")
+    folder = blocker(*modules)
+    tree = sweep_tree(vector_teacher, trials=1)
+    tree["base"]["student"]["architecture"] = marking(folder, *modules)
+    process = gasim("tune", config_file(tree), "--out", "swept", PYTHONPATH=str(folder))
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert list(pd.read_csv(tmp_path / "swept" / "results.csv")["state"]) == ["finished"]
+    assert len(list((folder / "marks").iterdir())) == 4  # the program, the trial, its learner and its generator
 
 
 def test_a_sweep_larger_than_the_cluster_is_refused(

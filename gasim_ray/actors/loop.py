@@ -185,10 +185,9 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint, which may be that of a run with another number of actors."""
+        """Go on from a checkpoint."""
         self.workers.restore(state["learner"], state["generators"])
-        actors = len(self.next_order)
-        self.next_order = [*state["next_order"], *self.next_order][:actors]
+        self.next_order = list(state["next_order"])
         self.progress = Progress(**{**state["progress"], "actors_alive": 0})
         self.generations = dict(state["generations"])
         self.weights = self.workers.student_weights()

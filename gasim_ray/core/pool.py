@@ -65,6 +65,7 @@ class Pool:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`; a pool of another capacity takes the newest that it can hold."""
+        # Slots stay where they were if they can: what is drawn depends on them.
         filled, added = len(state["losses"]), int(state["added"])
         unwrapped = added == filled < self.capacity
         kept = torch.arange(filled) if unwrapped or filled == self.capacity else (torch.arange(filled) + added) % filled

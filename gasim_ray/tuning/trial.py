@@ -19,7 +19,6 @@ from gasim_ray.actors.ray_workers import bundles
 from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.core.model import Model, load_model
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill
 from gasim_ray.run_folder import RunFolder, write_atomically
@@ -166,6 +165,7 @@ def measure_on_task(config: DistillConfig, student: Model, settings: EvaluationS
     """`return` in the teacher's environment or `accuracy` on the test images of its data set."""
     # Only here, so that a sweep which does not ask for it loads no environment.
     from gasim_ray.evaluation.runs import task_of_teacher
+    from gasim_ray.evaluation.tasks import TEACHER
 
     task = task_of_teacher(config.teacher, settings.episodes, local=True)
     scores, _ = task.measure({TEACHER: student})
