@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from conftest import Gasim, marking
+from conftest import REPOSITORY, Gasim, marking
 from test_tuning_space import sweep_tree
 
 from gasim_ray import cli
@@ -184,31 +185,22 @@ def test_a_sweep_larger_than_the_cluster_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-SCRIPT = """
-import sys
-from ray import tune
-from gasim_ray.tuning import trainable
-
-config = {config!r}
-space = {{"generator.steps": tune.choice([0, 2]), "pool.hard": tune.uniform(0, 0.5)}}
-tuner = tune.Tuner(
-    trainable(config),
-    param_space=space,
-    tune_config=tune.TuneConfig(metric="agreement", mode="max", num_samples=2),
-    run_config=tune.RunConfig(storage_path={storage!r}, verbose=0),
-)
-best = tuner.fit().get_best_result()
-print("best", best.metrics["agreement"], best.config)
-"""
-
-
-def test_the_trainable_serves_a_script_of_ones_own(tmp_path: Path, cluster_address: str, vector_teacher: Path) -> None:
-    base = sweep_tree(vector_teacher)["base"]
-    script = SCRIPT.format(config=base, storage=str(tmp_path / "results"))
-    environment = {**os.environ, "RAY_ADDRESS": cluster_address}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
+def test_the_readme_s_script_of_ones_own_runs(tmp_path: Path, cluster_address: str, vector_teacher: Path) -> None:
+    (script,) = re.findall(
+        r"```python\n(from ray import tune\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL
+    )
+    for told, tiny_one in (
+        ("/absolute/path/to/teacher", str(vector_teacher)),
+        ('"student_steps": 1000', '"student_steps": 24'),
+        ("num_samples=8", "num_samples=2"),
+    ):
+        assert told in script
+        script = script.replace(told, tiny_one)
+    environment = {**os.environ, "RAY_ADDRESS": cluster_address, "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "best" in done.stdout
+    assert "'pool.hard': " in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from gasim_ray.tuning.results import TrialResult, collect, thin, unfinished, wri
 from gasim_ray.tuning.search import EXTRAS, drawn_settings, make_scheduler, make_searcher, require
 from gasim_ray.tuning.space import Dimension, Settings, encoded, with_settings
 from gasim_ray.tuning.sweep import TASK_METRICS, Sweep
-from gasim_ray.tuning.trial import POINT, TrialPlan, trainable
-from gasim_ray.tuning.validation import Validation, make_validation
+from gasim_ray.tuning.trial import POINT, TrialPlan, planned
+from gasim_ray.tuning.validation import make_validation
 
 
 def run_sweep(sweep: Sweep, folder: Path, overwrite: bool = False) -> Path:
@@ -42,7 +42,7 @@ def run_sweep(sweep: Sweep, folder: Path, overwrite: bool = False) -> Path:
     metric, mode = next(iter(sweep.objective.items()))
     scheduler = make_scheduler(sweep, space)
     tuner = tune.Tuner(
-        make_trainable(sweep, validation),
+        planned(plan_of(sweep), validation),
         param_space={POINT: tune.grid_search(drawn)} if drawn else {},
         tune_config=tune.TuneConfig(
             metric=metric if single or scheduler else None,
@@ -81,7 +81,7 @@ def resume_sweep(folder: Path) -> Path:
         return run_sweep(sweep, folder, overwrite=True)
     tuner = tune.Tuner.restore(
         str(folder.resolve()),
-        make_trainable(sweep, files.read_validation()),
+        planned(plan_of(sweep), files.read_validation()),
         resume_unfinished=True,
         param_space={POINT: tune.grid_search(drawn)} if drawn else {},
     )
@@ -154,10 +154,9 @@ def largest(tree: dict[str, Any], space: tuple[Dimension, ...]) -> dict[str, Any
     return with_settings(tree, {d.key: encoded(max(d.values)) for d in space if d.key in keys})
 
 
-def make_trainable(sweep: Sweep, validation: Validation) -> Any:
-    """The function that Tune calls for each trial."""
-    tree = sweep.tree()
-    return trainable(tree, validation, TrialPlan(tree, sweep.seeds, sweep.reports, sweep.evaluate))
+def plan_of(sweep: Sweep) -> TrialPlan:
+    """What all trials of the sweep share."""
+    return TrialPlan(sweep.tree(), sweep.seeds, sweep.reports, sweep.evaluate)
 
 
 def loggers(sweep: Sweep, name: str) -> list[tune.Callback]:

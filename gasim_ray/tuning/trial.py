@@ -30,6 +30,8 @@ from gasim_ray.tuning.validation import Validation, make_validation
 POINT = "settings"
 #: What a checkpoint keeps beside the run: the figures of finished seeds.
 STATE_FILE = "trial.json"
+#: What Tune calls for each trial, with its settings.
+Trainable = Callable[[dict[str, Any]], None]
 #: Seconds between checkpoints that a trial never reaches.
 NEVER = 1e9
 
@@ -52,20 +54,21 @@ class TrialPlan:
         return build_config(with_settings(self.tree, settings.get(POINT, settings)))
 
 
-def trainable(
-    config: Mapping[str, Any], validation: Validation | None = None, plan: TrialPlan | None = None
-) -> Callable[[dict[str, Any]], None]:
+def trainable(config: Mapping[str, Any]) -> Trainable:
     """What `tune.Tuner` takes: distils with the dotted keys of its `param_space` put over `config`.
 
     config: a tree as `gasim distill` takes it, its teacher's path absolute. Reports `agreement`, `kl` and `regret` on
-    validation observations (made here unless given; see tuning.validation), `seconds`, `observations`, `student_steps`
-    and `spent` (share of the budget). Its resources are those of the learner and the generators.
+    validation observations (made here; see tuning.validation), `seconds`, `observations`, `student_steps` and `spent`
+    (share of the budget). Its resources are those of the learner and the generators.
     """
-    plan = plan or TrialPlan(config)
-    validation = validation or make_validation(dict(config), ValidationSettings(), seed=0)
-    placed = tune.with_parameters(run_trial, plan=plan, validation=validation)
-    function: Callable[[dict[str, Any]], None] = tune.with_resources(
-        placed, lambda settings: tune.PlacementGroupFactory([{}, *placement(plan, settings)])
+    return planned(TrialPlan(config), make_validation(dict(config), ValidationSettings(), seed=0))
+
+
+def planned(plan: TrialPlan, validation: Validation) -> Trainable:
+    """The trainable of a plan, with the resources of each trial's actors."""
+    function: Trainable = tune.with_resources(
+        tune.with_parameters(run_trial, plan=plan, validation=validation),
+        lambda settings: tune.PlacementGroupFactory([{}, *placement(plan, settings)]),
     )
     return function
 
