@@ -73,6 +73,7 @@ def on_cluster(cluster_address: str) -> Iterator[None]:
     """This process is connected to the cluster, and what the test before it started there is gone."""
     import ray  # after the settings above
 
+    ray.shutdown()  # training a policy leaves the Ray that it has started
     ray.init(cluster_address, log_to_driver=False)
     deadline = time.monotonic() + 60
     while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"] and time.monotonic() < deadline:
