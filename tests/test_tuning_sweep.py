@@ -278,7 +278,7 @@ def test_validation_counts_each_kind_of_source_and_each_action_alike() -> None:
 
 def test_the_teacher_itself_has_full_agreement_and_an_untrained_student_less(vector_teacher: Path) -> None:
     tree = tiny.tree(vector_teacher)
-    validation = make_validation(tree, ValidationSettings(observations=64, student_steps=4), seed=0)
+    validation = make_validation(tree, ValidationSettings(observations=64, student_steps=4), seed=0, say=print)
     assert {"uniform", "gaussian", "gasim", "gas", "dafl"} <= set(validation.observations)
     teacher = load_teacher(vector_teacher)
     perfect = validation.score(teacher)
@@ -295,7 +295,7 @@ def test_the_teacher_itself_has_full_agreement_and_an_untrained_student_less(vec
 
 def test_validation_is_the_same_for_the_same_seed_alone(vector_teacher: Path) -> None:
     settings = ValidationSettings(observations=32, student_steps=4)
-    one, same, other = (make_validation(tiny.tree(vector_teacher), settings, seed) for seed in (0, 0, 1))
+    one, same, other = (make_validation(tiny.tree(vector_teacher), settings, seed, say=print) for seed in (0, 0, 1))
     for source, observations in one.observations.items():
         assert (observations == same.observations[source]).all()
         assert not (observations == other.observations[source]).all()

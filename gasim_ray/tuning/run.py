@@ -34,7 +34,9 @@ def run_sweep(sweep: Sweep, folder: Path, overwrite: bool = False) -> Path:
     space, drawn = check(sweep)
     files = SweepFolder(folder)
     files.begin(sweep, overwrite)
-    validation = make_validation(sweep.tree(), sweep.validation, sweep.seed)
+    validation = make_validation(
+        sweep.tree(), sweep.validation, sweep.seed, say=lambda line: print(line, file=sys.stderr, flush=True)
+    )
     files.save_validation(validation)
     searcher = make_searcher(sweep, space)
     total = len(drawn or range(sweep.trials))

@@ -61,7 +61,7 @@ def trainable(config: Mapping[str, Any]) -> Trainable:
     validation observations (made here; see tuning.validation), `seconds`, `observations`, `student_steps` and `spent`
     (share of the budget). Its resources are those of the learner and the generators.
     """
-    return planned(TrialPlan(config), make_validation(dict(config), ValidationSettings(), seed=0))
+    return planned(TrialPlan(config), make_validation(dict(config), ValidationSettings(), seed=0, say=print))
 
 
 def planned(plan: TrialPlan, validation: Validation) -> Trainable:

@@ -9,7 +9,7 @@ decide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ METHODS = ("gasim", "gas", "dafl")
 BLIND = ("uniform", "gaussian", "gas", "dafl")
 #: Samples for each that is kept where the teacher's decided answers are sought.
 CANDIDATES = 8
+#: Images that a method makes, at most, for each that is kept of it.
+MADE_IMAGES = 16
 #: Actions that the teacher chooses less often in a source do not count there.
 LEAST_CHOSEN = 4
 
@@ -102,11 +104,14 @@ def balanced(values: Tensor, choice: Tensor) -> float:
     return float((sums[counted] / counts[counted]).mean())
 
 
-def make_validation(tree: dict[str, Any], settings: ValidationSettings, seed: int) -> Validation:
-    """Invent a sweep's validation observations for the teacher and the student of a tree."""
+def make_validation(
+    tree: dict[str, Any], settings: ValidationSettings, seed: int, say: Callable[[str], None]
+) -> Validation:
+    """Invent a sweep's validation observations for the teacher and the student of a tree; `say` tells how far it is."""
     teacher = load_teacher(tree["teacher"])
     observations = _of_priors(teacher, settings.observations, seed + SEED_OFFSET)
     for method in METHODS:
+        say(f"validation: {settings.observations} observations of {method}")
         observations[method] = _of_method(method, tree, settings, seed + SEED_OFFSET)
     log_policies = {
         source: log_policy(answers(teacher, made, "teacher"), teacher.config.output_scale)
@@ -133,11 +138,12 @@ def _of_method(method: str, tree: dict[str, Any], settings: ValidationSettings, 
     """The newest of what a method's generators made for a student that is learning from them."""
     plain = {key: value for key, value in tree.items() if key in ("teacher", "student")}
     short = {"method": method, "seed": seed, "local": True, "budget": {"student_steps": settings.student_steps}}
-    # Networks of full width would take minutes for images; what they make serves only to compare.
-    narrow = {"generator": {"width": 32}} if method != "gasim" else {}
-    config = build_config(merged(plain, short, narrow))
+    teacher = load_teacher(tree["teacher"])
+    # Networks of images would take many minutes; what they make serves only to compare.
+    less = {"generator": {"width": 16}, "budget": {"observations": MADE_IMAGES * settings.observations}}
+    config = build_config(merged(plain, short, less if teacher.config.observation.is_image else {}))
     threads = torch.get_num_threads()
-    workers = LocalWorkers(load_teacher(config.teacher), config)
+    workers = LocalWorkers(teacher, config)
     Loop(workers, config, stop=lambda: False, report=lambda loop: None).run()
     torch.set_num_threads(threads)
     pool = workers.learner.pool
