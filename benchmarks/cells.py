@@ -80,6 +80,8 @@ class Cell:
         cell = {"out": "", "episodes": self.episodes, "method": self.method, "teacher": teacher}
         tree = plain(asdict(self.config))
         del tree["student"]["cpus"]  # what the learner reserves; older lines know nothing of it
+        if "scenes" not in tree["generator"]["prior"]:
+            del tree["scenes"]
         fields = without_off({**tree, **cell})
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 

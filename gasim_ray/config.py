@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from gasim_ray import methods
 from gasim_ray.core.model import Model, load_config
+from gasim_ray.core.scenes import SceneSettings
 from gasim_ray.core.settings import (
     BudgetSettings,
     GeneratorSettings,
@@ -74,6 +75,7 @@ class DistillConfig:
 
     student: StudentSettings = field(default_factory=StudentSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
+    scenes: SceneSettings = field(default_factory=SceneSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)

@@ -24,6 +24,7 @@ from gasim_ray.errors import UserError
 PRIORS = [("geometry", "vector"), ("undecided", "vector")]
 PRIORS += [(prior, spec) for prior in ("uniform", "gaussian") for spec in tiny.SPECS]
 PRIORS += [(prior, spec) for prior in ("fields", "contours") for spec in tiny.SPECS if spec != "vector"]
+PRIORS += [("scenes", "84x84x4")]
 
 
 @pytest.fixture(params=PRIORS, ids="-".join)
@@ -35,7 +36,7 @@ def prior(request: pytest.FixtureRequest) -> Prior:
 def test_a_prior_lies_within_the_bounds_and_varies(prior: Prior) -> None:
     sample = prior.sample(20, rng("cpu", 0))
     assert sample.shape == (20, *prior.spec.shape)
-    assert sample.dtype == torch.float32
+    assert sample.dtype in (torch.float32, prior.spec.torch_dtype)
     tiny.assert_within(sample, prior.spec)
     assert len({tuple(row) for row in sample.flatten(1).tolist()}) == 20
 

@@ -104,7 +104,7 @@ def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | No
     if not config.generator.prior:
         return None
     settings = config.generator
-    prior: Prior = Mixture(settings.prior, teacher, device)
+    prior: Prior = Mixture(settings.prior, teacher, device, config.scenes)
     if settings.candidates:
         prior = Chosen(prior, teacher, settings.candidates)
     return Contrasted(prior, teacher, settings.contrast) if settings.contrast else prior

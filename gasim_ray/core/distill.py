@@ -149,7 +149,8 @@ def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
 
 def last_dense(teacher: Model) -> nn.Module:
     """The dense layer that answers; raises UserError if there is none."""
-    found = [m for m in teacher.modules() if isinstance(m, nn.Linear) and m.out_features == teacher.config.actions]
+    outputs = teacher.config.actions + teacher.config.value
+    found = [m for m in teacher.modules() if isinstance(m, nn.Linear) and m.out_features == outputs]
     if not found:
         raise UserError("objective.activation: the teacher has no dense output layer; set it to 0")
     return found[-1]

@@ -62,7 +62,7 @@ class DirectGenerator:
         """See Generator; gradients are scaled to unit root mean square in each sample."""
         value, steps = 0.0, self.settings.steps
         for step in range(steps):
-            x = self.observations.detach().requires_grad_()
+            x = self.observations.detach().float().requires_grad_()
             loss = objective(x)
             (gradient,) = torch.autograd.grad(loss, x)
             direction = unit_rms(smooth(gradient * self.spread, self.settings.blur, self.prior.spec))
@@ -173,7 +173,7 @@ def moved_towards(start: dict[str, Tensor], end: dict[str, Tensor], share: float
 
 def element_spread(prior: Prior, rng: torch.Generator) -> Tensor:
     """Standard deviation of a prior's samples: (elements,) for vectors, a scalar for images."""
-    sample = prior.sample(1024, rng)
+    sample = prior.sample(1024, rng).float()
     return sample.std(0).clamp_min(1e-6) if not prior.spec.is_image else sample.std().clamp_min(1e-6)
 
 

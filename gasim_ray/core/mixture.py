@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 
 import torch
@@ -14,6 +15,7 @@ from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.pictures import Contours, Fields, Leaves, Shapes
 from gasim_ray.core.prior import Gaussian, Knowledge, Prior, Uniform
 from gasim_ray.core.prune import with_layer_inputs
+from gasim_ray.core.scenes import Scenes, SceneSettings
 from gasim_ray.errors import UserError
 
 #: Name -> prior: one line each.
@@ -26,6 +28,7 @@ PRIORS: dict[str, type[Prior]] = {
     "contours": Contours,
     "shapes": Shapes,
     "leaves": Leaves,
+    "scenes": Scenes,
 }
 
 
@@ -36,14 +39,23 @@ def most_knowledge(names: Sequence[str]) -> Knowledge:
 
 
 class Mixture(Prior):
-    """Equal shares of several priors; raises UserError for a name that is not registered."""
+    """Equal shares of several priors; raises UserError for a name that is not registered.
 
-    def __init__(self, names: Sequence[str], teacher: Model, device: torch.device | str) -> None:
+    `scenes` is what the prior of that name is made of, if it is one of them.
+    """
+
+    def __init__(
+        self, names: Sequence[str], teacher: Model, device: torch.device | str, scenes: SceneSettings | None = None
+    ) -> None:
         super().__init__(teacher, device)
         for name in names:
             if name not in PRIORS:
                 raise UserError(f"generator.prior: {name!r} is not one of {', '.join(PRIORS)}")
-        self.priors = [PRIORS[name](teacher, device) for name in names]
+        made: dict[str, Callable[[Model, torch.device | str], Prior]] = {
+            **PRIORS,
+            "scenes": partial(Scenes, settings=scenes),
+        }
+        self.priors = [made[name](teacher, device) for name in names]
         self.knowledge = most_knowledge(names)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:

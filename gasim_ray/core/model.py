@@ -39,6 +39,8 @@ class ModelConfig:
     outputs: OutputKind
     #: What the outputs are divided by before they are read as a policy: 1 for logits, for Q-values see core.outputs.
     output_scale: float = 1.0
+    #: Whether the network's last output is the state's value, which `Model.with_value` gives beside the policy.
+    value: bool = False
     #: Where the model came from: source, environment or data set, training settings, scores.
     source: dict[str, Any] = field(default_factory=dict)
 
@@ -51,6 +53,7 @@ class ModelConfig:
             "actions": {"type": "discrete", "n": self.actions},
             "outputs": self.outputs,
             "output_scale": self.output_scale,
+            "value": self.value,
             "source": self.source,
         }
 
@@ -74,6 +77,7 @@ class ModelConfig:
                 actions=int(actions["n"]),
                 outputs=outputs,
                 output_scale=float(fields.get("output_scale", 1.0)),
+                value=bool(fields.get("value", False)),
                 source=fields.get("source", {}),
             )
         except KeyError as error:
@@ -89,11 +93,22 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = build_network(config.architecture, config.observation.network_shape, config.actions)
+        outputs = config.actions + config.value
+        self.network = build_network(config.architecture, config.observation.network_shape, outputs)
         self.bf16 = self.channels_last = False
 
     def forward(self, observations: Tensor) -> Tensor:
         """Observations (N, *shape), any dtype, in the environment's units -> logits or Q-values (N, actions)."""
+        outputs = self._outputs(observations)
+        return outputs[:, :-1] if self.config.value else outputs
+
+    def with_value(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """As calling it, and the states' values (N,); only for a network that has them (`config.value`)."""
+        assert self.config.value
+        outputs = self._outputs(observations)
+        return outputs[:, :-1], outputs[:, -1]
+
+    def _outputs(self, observations: Tensor) -> Tensor:
         read = self.config.observation.normalise(observations)
         if self.channels_last and read.dim() == 4:
             read = read.contiguous(memory_format=torch.channels_last)

@@ -46,6 +46,7 @@ FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "std": ("a list of positive numbers, such as [1.0]", _numbers),
     "clip": ("a number, or null for none", lambda value: value is None or _is_number(value)),
     "stack": ("a number of frames, such as 4", _is_integer),
+    "skip": ("the emulator's frames for each action, such as 4, or 0 where there are none", _is_integer),
 }
 #: Those without a default.
 REQUIRED = ("shape", "dtype", "layout", "low", "high")
@@ -76,6 +77,8 @@ class ObservationSpec:
     clip: float | None = None
     #: Number of successive frames that one observation holds.
     stack: int = 1
+    #: Frames that an emulator shows for each action, of which one is kept; 0 where there is no emulator.
+    skip: int = 0
 
     def __post_init__(self) -> None:
         expected_axes = 1 if self.layout == "vector" else 3
@@ -155,7 +158,12 @@ class ObservationSpec:
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
     def quantise(self, observations: Tensor) -> Tensor:
-        """Clamp (N, *shape) to the bounds and store it in the spec's dtype; uint8 rounds to the grid."""
+        """Clamp (N, *shape) to the bounds and store it in the spec's dtype; uint8 rounds to the grid.
+
+        What is uint8 already is taken as it is.
+        """
+        if observations.dtype == torch.uint8:
+            return observations
         low, high = (b.to(observations.device) for b in self.bounds())
         x = torch.minimum(torch.maximum(observations, low), high)
         return x.round().to(torch.uint8) if self.dtype == "uint8" else x

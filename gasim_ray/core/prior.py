@@ -36,7 +36,7 @@ class Prior(ABC):
 
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count, *spec.shape) float32 on the prior's device, within the bounds, before quantisation."""
+        """(count, *spec.shape) on the prior's device, within the bounds: float32, or the spec's dtype already."""
 
     def standardised(self) -> ObservationSpec:
         """The spec with a normaliser that gives samples of this prior mean 0 and deviation 1; images keep theirs."""

@@ -70,7 +70,7 @@ def cut_down(teacher: Model, student: Model, observations: Tensor) -> None:
             following = by_unit(wide[index + 1], len(weight))
             kept, mixing, offset = choose_units(inputs[index + 1], following, small.weight.shape[0])
         else:
-            kept = torch.arange(len(weight))
+            kept = torch.arange(len(small.weight))  # without the teacher's value, if it has one
         small.weight.copy_(rebuilt[kept].reshape(small.weight.shape))
         if small.bias is not None and big.bias is not None:
             small.bias.copy_((big.bias + shift)[kept])

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-import ale_py
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -16,8 +15,7 @@ from gymnasium.vector import AutoresetMode
 from gasim_ray.core.model import ModelConfig
 from gasim_ray.core.observation import Layout, ObservationSpec
 from gasim_ray.errors import UserError
-
-gym.register_envs(ale_py)
+from gasim_ray.evaluation.atari import SKIP, STACK, EvaluationGames, is_atari
 
 #: Some environments state a bound that is the largest float instead of infinity: none at all, in effect.
 _EFFECTIVELY_INFINITE = 1e30
@@ -25,10 +23,11 @@ _EFFECTIVELY_INFINITE = 1e30
 
 def check_known(env_id: str) -> None:
     """Raise UserError, with the nearest id, unless Gymnasium knows the environment."""
+    name = env_id.partition("?")[0]
     try:
-        gym.spec(env_id)
+        gym.spec(name)
     except (gym.error.Error, ImportError) as error:
-        near = nearest_id(env_id, gym.registry)
+        near = nearest_id(name, gym.registry)
         hint = f"did you mean {near!r}?" if near else "`gymnasium.pprint_registry()` lists the known ones"
         raise UserError(f"env: Gymnasium does not know {env_id!r}; {hint}") from error
 
@@ -49,13 +48,15 @@ def _name_and_version(env_id: str) -> tuple[str, int]:
 
 
 def make_environments(env_id: str, count: int) -> gym.vector.VectorEnv:
-    """`count` copies of an environment, stepped one after the other in this process.
+    """`count` copies of an environment, stepped in this process; Atari's games as evaluation.atari shows them.
 
     An episode that has ended stays ended until `reset(options={"reset_mask": ...})`, so the caller seeds each episode.
 
     Raises UserError if the id is not known, what it needs is not installed, or its actions are not discrete.
     """
     check_known(env_id)
+    if is_atari(env_id):
+        return EvaluationGames(env_id, count)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a newer version: the one that was asked for is the one to measure
@@ -76,7 +77,7 @@ def make_environments(env_id: str, count: int) -> gym.vector.VectorEnv:
 
 
 def environment_spec(env_id: str) -> tuple[ObservationSpec, int]:
-    """What an environment shows, without normalisation or frame stack, and its number of actions.
+    """What an environment shows, without normalisation, and its number of actions; only Atari's games stack frames.
 
     Raises UserError if the id is not known, its actions are not discrete or its observations are no vector or image.
     """
@@ -88,6 +89,7 @@ def environment_spec(env_id: str) -> tuple[ObservationSpec, int]:
     layout: Layout = "vector"
     if len(space.shape) == 3:
         layout = "HWC" if space.shape[-1] <= space.shape[0] else "CHW"
+    stack, skip = (STACK, SKIP) if is_atari(env_id) else (1, 0)
     return (
         ObservationSpec(
             shape=tuple(int(n) for n in space.shape),
@@ -95,6 +97,8 @@ def environment_spec(env_id: str) -> tuple[ObservationSpec, int]:
             layout=layout,
             low=_bounds(space.low, layout),
             high=_bounds(space.high, layout),
+            stack=stack,
+            skip=skip,
         ),
         actions,
     )
@@ -119,6 +123,10 @@ def check_environment(env_id: str, model: ModelConfig, who: str) -> None:
             f"env: {env_id} shows observations of {list(spec.shape)}, the {who} reads {list(model.observation.shape)}"
             + (f" in {model.observation.stack} frames" if model.observation.stack > 1 else "")
         )
+    for what in ("dtype", "layout", "skip"):
+        shown, read = getattr(spec, what), getattr(model.observation, what)
+        if shown != read:
+            raise UserError(f"env: {env_id} shows observations of {what} {shown}, the {who} reads {what} {read}")
     if actions != model.actions:
         raise UserError(f"env: {env_id} has {actions} actions, the {who} has {model.actions}")
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from gasim_ray.errors import UserError
 from gasim_ray.models.cnn import CNN
+from gasim_ray.models.impala import Impala
 from gasim_ray.models.lenet import LeNet5
 from gasim_ray.models.mlp import MLP, DuelingMLP
 from gasim_ray.models.resnet import ResNet, WideResNet
@@ -21,6 +22,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "dueling_mlp": DuelingMLP,
     "lenet5": LeNet5,
     "cnn": CNN,
+    "impala": Impala,
     "resnet": ResNet,
     "wide_resnet": WideResNet,
 }

@@ -9,8 +9,13 @@ import ray
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from gasim_ray.training.recipes import DQNRecipe, PPORecipe, recipe_for
+from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.evaluation.atari import is_atari
+from gasim_ray.training.actor_critic import ActorCritic
+from gasim_ray.training.array_ppo import ArrayPPO, GameRunner
+from gasim_ray.training.recipes import DQNRecipe, PPORecipe, game_network, recipe_for
 from gasim_ray.training.replay_dqn import ReplayDQN
 
 if TYPE_CHECKING:
@@ -20,8 +25,8 @@ if TYPE_CHECKING:
 ITERATION_STEPS = 2_000
 
 
-def build_algorithm(settings: PolicyTraining) -> Any:
-    """An RLlib algorithm ready to train; joins or starts Ray.
+def build_algorithm(settings: PolicyTraining, observation: ObservationSpec) -> Any:
+    """An RLlib algorithm ready to train on what the environment shows; joins or starts Ray.
 
     Sampling and learning share one process unless `env_runners` says otherwise: on small networks, moving data
     between actors costs more than it saves.
@@ -29,7 +34,10 @@ def build_algorithm(settings: PolicyTraining) -> Any:
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     recipe = recipe_for(settings.algo, settings.env, settings.envs)
-    config = _dqn(recipe, settings) if isinstance(recipe, DQNRecipe) else _ppo(recipe, settings)
+    if isinstance(recipe, DQNRecipe):
+        config = _dqn(recipe, settings)
+    else:
+        config = _game_ppo(recipe, settings, observation) if is_atari(settings.env) else _vector_ppo(recipe, settings)
     config = (
         config.environment(settings.env)
         .env_runners(
@@ -66,29 +74,34 @@ def _dqn(recipe: DQNRecipe, settings: PolicyTraining) -> Any:
     )
 
 
-def _ppo(recipe: PPORecipe, settings: PolicyTraining) -> Any:
-    runners = max(1, settings.env_runners)
+def _ppo(config: PPOConfig, recipe: PPORecipe, settings: PolicyTraining) -> Any:
+    return config.training(
+        lr=[[0, recipe.lr], [settings.max_steps, 0.0]] if recipe.anneal else recipe.lr,
+        gamma=recipe.gamma,
+        lambda_=recipe.lambda_,
+        train_batch_size_per_learner=recipe.envs * recipe.fragment * max(1, settings.env_runners),
+        minibatch_size=recipe.minibatch,
+        num_epochs=recipe.epochs,
+        entropy_coeff=recipe.entropy,
+        clip_param=recipe.clip,
+        # RLlib's default clips the value loss at 10, far below these environments' squared returns.
+        vf_clip_param=float("inf"),
+        vf_loss_coeff=0.5,
+        use_kl_loss=False,
+        grad_clip=0.5,
+        grad_clip_by="global_norm",
+    )
+
+
+def _vector_ppo(recipe: PPORecipe, settings: PolicyTraining) -> Any:
+    network = DefaultModelConfig(fcnet_hiddens=list(settings.hidden), fcnet_activation="tanh", vf_share_layers=False)
+    return _ppo(PPOConfig(), recipe, settings).rl_module(model_config=network)
+
+
+def _game_ppo(recipe: PPORecipe, settings: PolicyTraining, observation: ObservationSpec) -> Any:
+    network = {"architecture": game_network(settings.network, settings.width), "observation": observation.to_json()}
     return (
-        PPOConfig()
-        .training(
-            lr=recipe.lr,
-            gamma=recipe.gamma,
-            lambda_=recipe.lambda_,
-            train_batch_size_per_learner=recipe.envs * recipe.fragment * runners,
-            minibatch_size=recipe.minibatch,
-            num_epochs=recipe.epochs,
-            entropy_coeff=recipe.entropy,
-            clip_param=recipe.clip,
-            # RLlib's default clips the value loss at 10, far below these environments' squared returns.
-            vf_clip_param=float("inf"),
-            vf_loss_coeff=0.5,
-            use_kl_loss=False,
-            grad_clip=0.5,
-            grad_clip_by="global_norm",
-        )
-        .rl_module(
-            model_config=DefaultModelConfig(
-                fcnet_hiddens=list(settings.hidden), fcnet_activation="tanh", vf_share_layers=False
-            )
-        )
+        _ppo(PPOConfig(algo_class=ArrayPPO), recipe, settings)
+        .env_runners(env_runner_cls=GameRunner)
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=ActorCritic, model_config=network))
     )

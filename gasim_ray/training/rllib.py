@@ -6,6 +6,7 @@ then, and afterwards if its goal was not reached, `checkpoint/` holds what `resu
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import time
@@ -20,6 +21,7 @@ import torch
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.errors import UserError
+from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.evaluation.episodes import evaluate_return
 from gasim_ray.teachers import with_output_scale
@@ -28,10 +30,11 @@ from gasim_ray.teachers.rllib_modules import model_from_module
 from gasim_ray.training.progress import Progress, Report
 from gasim_ray.training.recipes import STOP_RETURNS
 
-#: Episodes of a first look at the greedy policy; only one better than the best so far is looked at again.
-GLANCE_EPISODES = 20
-#: Episodes of the second look, which decides.
-CONFIRM_EPISODES = 100
+#: Episodes of a first look at the greedy policy, and of the second, which decides; only a policy that is better than
+#: the best so far is looked at again.
+LOOKS = (20, 100)
+#: The same for Atari's games, whose episodes take thousands of steps.
+GAME_LOOKS = (8, 24)
 #: Time trained after an evaluation, at least, as a multiple of the time that it took: episodes may be long.
 EVALUATION_REST = 5.0
 #: Seeds of the looks; the reported episodes start from seeds of their own, so that choosing does not flatter them.
@@ -49,7 +52,13 @@ class PolicyTraining:
     """RLlib's algorithm."""
 
     hidden: tuple[int, ...] = (256, 256)
-    """Sizes of the hidden layers."""
+    """Sizes of the hidden layers; not for Atari's games."""
+
+    network: Literal["small", "nature", "impala"] = "small"
+    """Atari's games: three convolutions for two cores, those of Mnih et al. 2015, or IMPALA's residual network."""
+
+    width: float = 1.0
+    """Atari's games: what the network's channels and units are multiplied by."""
 
     stop_return: float | None = None
     """Greedy mean return at which to stop; None takes the environment's own, or trains to the budget."""
@@ -69,14 +78,25 @@ class PolicyTraining:
     envs: int | None = None
     """Environments that each runner steps side by side; None takes the recipe's number."""
 
-    evaluate_seconds: float = 10.0
-    """Seconds between two greedy evaluations, at least."""
+    evaluate_seconds: float | None = None
+    """Seconds between two greedy evaluations, at least; None takes 10, and 600 for Atari's games."""
 
     checkpoint_seconds: float = 60.0
     """Seconds between two checkpoints."""
 
     episodes: int = 100
     """Greedy episodes of the score that the teacher carries."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width <= 16:
+            raise UserError(f"width: {self.width} is impossible; give more than 0 and at most 16")
+        if is_atari(self.env) and self.algo != "ppo":
+            raise UserError(f"algo: {self.algo} learns from vectors only; Atari's games take ppo")
+
+    @property
+    def rest_seconds(self) -> float:
+        """Seconds between two greedy evaluations, at least."""
+        return self.evaluate_seconds or (600.0 if is_atari(self.env) else 10.0)
 
     @property
     def goal(self) -> float | None:
@@ -105,14 +125,17 @@ def train_policy(
     `overwrite`, or a checkpoint of other settings.
     """
     observation, _ = environment_spec(settings.env)
-    if observation.layout == "CHW":
+    if is_atari(settings.env):
+        observation = replace(observation, std=(255.0,))
+    elif observation.layout == "CHW":
         raise UserError(f"env: {settings.env} shows channels first; RLlib's networks read (height, width, channels)")
     state = _prepare(settings, out, resume, overwrite)
     if state is None:
         return load_model(out).frozen()
     threads = torch.get_num_threads()
-    # Networks this small gain nothing from more, and on a busy machine threads that wait for each other lose a lot.
-    torch.set_num_threads(1)
+    if not observation.is_image:
+        # Networks this small gain nothing from more, and on a busy machine threads that wait for each other lose a lot.
+        torch.set_num_threads(1)
     training = _Training(settings, out, report, observation, state)
     try:
         training.run()
@@ -139,9 +162,10 @@ def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool)
     if not (checkpoint / "state.json").exists():
         return None if (out / "config.json").exists() else _State()
     saved = json.loads((checkpoint / "state.json").read_text())
-    for name in ("env", "algo", "hidden", "seed"):
+    for name in ("env", "algo", "hidden", "network", "width", "seed"):
         given = getattr(settings, name)
-        before = tuple(saved["settings"][name]) if name == "hidden" else saved["settings"][name]
+        before = saved["settings"].get(name, given)
+        before = tuple(before) if name == "hidden" else before
         if given != before:
             raise UserError(
                 f"{name}: {given!r}, but the checkpoint in {out} is of {before!r}; give the same or --overwrite"
@@ -158,7 +182,7 @@ class _Training:
         from gasim_ray.training.algorithms import build_algorithm
 
         self.settings, self.out, self.report, self.observation, self.state = settings, out, report, observation, state
-        self.algorithm = build_algorithm(settings)
+        self.algorithm = build_algorithm(settings, observation)
         self.best: Model | None = None
         if (out / "checkpoint" / "state.json").exists():
             self.algorithm.restore_from_path(str((out / "checkpoint" / "algorithm").resolve()))
@@ -167,7 +191,7 @@ class _Training:
             self.say("resumed")
         self.started = time.monotonic() - state.seconds
         self.checkpointed = time.monotonic()
-        self.next_evaluation = self.checkpointed + settings.evaluate_seconds
+        self.next_evaluation = self.checkpointed + settings.rest_seconds
 
     def run(self) -> None:
         """Iterate until the goal, the budget or the last step."""
@@ -182,7 +206,7 @@ class _Training:
             if now >= self.next_evaluation:
                 self._evaluate()
                 took = time.monotonic() - now
-                self.next_evaluation = now + took + max(self.settings.evaluate_seconds, EVALUATION_REST * took)
+                self.next_evaluation = now + took + max(self.settings.rest_seconds, EVALUATION_REST * took)
             if now - self.checkpointed >= self.settings.checkpoint_seconds:
                 self.checkpoint()
             self.say()
@@ -195,14 +219,19 @@ class _Training:
 
     def current(self) -> Model:
         """The policy as it is now, as a teacher."""
-        return model_from_module(self.algorithm.get_module(), self.observation, {})
+        module = self.algorithm.get_module()
+        if is_atari(self.settings.env):
+            model: Model = copy.deepcopy(module.model).cpu()
+            return model.frozen()
+        return model_from_module(module, self.observation, {})
 
     def _evaluate(self) -> None:
         policy = self.current()
-        glance = self._mean_return(policy, GLANCE_EPISODES, GLANCE_SEED)
+        first, second = GAME_LOOKS if is_atari(self.settings.env) else LOOKS
+        glance = self._mean_return(policy, first, GLANCE_SEED)
         if self.state.best is not None and glance <= self.state.best:
             return
-        confirmed = self._mean_return(policy, CONFIRM_EPISODES, CONFIRM_SEED)
+        confirmed = self._mean_return(policy, second, CONFIRM_SEED)
         if self.state.best is None or confirmed > self.state.best:
             self.state.best, self.best = confirmed, policy
             goal = self.settings.goal

@@ -1,0 +1,51 @@
+"""Our own RLModule for stacked frames (frames, height, width); RLlib's default takes the frames for the height.
+
+One network answers with the policy's logits and, last, with the state's value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+
+from gasim_ray.core.model import Model, ModelConfig
+from gasim_ray.core.observation import ObservationSpec
+
+#: Gain of the last layer's rows for the policy: all actions equally likely at first (Huang et al. 2022, "37 details").
+POLICY_GAIN = 0.01
+
+
+class ActorCritic(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
+    """Any registered architecture; `model_config` holds `architecture` and `observation` (ObservationSpec.to_json)."""
+
+    def setup(self) -> None:
+        """See RLModule."""
+        given, self.actions = self.model_config, int(self.action_space.n)
+        observation = ObservationSpec.from_json(given["observation"])
+        self.model = Model(ModelConfig(given["architecture"], observation, self.actions, "logits", value=True))
+        initialise(self.model)
+
+    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        logits, values = self.model.with_value(batch[Columns.OBS])
+        return {Columns.ACTION_DIST_INPUTS: logits, Columns.EMBEDDINGS: values}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any | None = None) -> Tensor:
+        """See ValueFunctionAPI; the value is computed along with the policy."""
+        values: Tensor = self._forward(batch)[Columns.EMBEDDINGS] if embeddings is None else embeddings
+        return values
+
+
+def initialise(model: Model) -> None:
+    """Orthogonal weights of gain sqrt 2, the last layer's policy rows small and its value row of gain 1; no biases."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, 2**0.5)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    last = layers[-1].weight
+    nn.init.orthogonal_(last[:-1], POLICY_GAIN)
+    nn.init.orthogonal_(last[-1:], 1.0)

@@ -1,0 +1,171 @@
+"""Atari's games with the real emulator: what they show, teachers trained on them, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Gasim
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from gasim_ray.core.distill import new_student
+from gasim_ray.core.model import Model, ModelConfig, load_model
+from gasim_ray.core.prune import cut_down, prune_obstacle
+from gasim_ray.core.settings import StudentSettings
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.atari import STICKY, EvaluationGames, sticky_of, with_sticky
+from gasim_ray.evaluation.environments import check_environment, environment_spec
+from gasim_ray.evaluation.episodes import evaluate_return
+from gasim_ray.training.actor_critic import initialise
+from gasim_ray.training.array_ppo import advantages
+from gasim_ray.training.progress import Progress
+from gasim_ray.training.recipes import game_network
+from gasim_ray.training.rllib import PolicyTraining, train_policy
+
+PONG = "ALE/Pong-v5"
+TINY = 0.25
+
+
+def policy(seed: int = 0, width: float = TINY, value: bool = True, **observation: Any) -> Model:
+    """An untrained policy for Pong, of a quarter of the channels."""
+    spec, actions = environment_spec(PONG)
+    spec = replace(spec, std=(255.0,), **observation)
+    torch.manual_seed(seed)
+    model = Model(ModelConfig(game_network("small", width), spec, actions, "logits", value=value))
+    initialise(model)
+    return model.frozen()
+
+
+def test_an_episode_depends_on_its_seed_alone() -> None:
+    def first_life(game: EvaluationGames, slot: int) -> tuple[int, int]:
+        moves, steps = np.random.default_rng(0), 0
+        while True:
+            observations, _, ended, _, _ = game.step(np.full(game.num_envs, moves.integers(4)))
+            steps += 1
+            if ended[slot]:
+                return steps, int(observations[slot].sum(dtype=np.int64))
+
+    games = EvaluationGames("ALE/Breakout-v5", 2)
+    games.reset(seed=[3, 4])
+    alone = first_life(games, 0)
+    games.reset(seed=[3, None], options={"reset_mask": np.array([True, False])})
+    assert first_life(games, 0) == alone
+    games.reset(seed=[5, 3], options={"reset_mask": np.array([True, True])})
+    assert first_life(games, 1) == alone
+
+
+def test_rewards_are_whole_and_so_are_episodes() -> None:
+    played = evaluate_return(policy(), PONG, 2, 0)
+    assert (played.returns <= -15).all()
+    assert (played.lengths > 500).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"skip": 1}, "shows observations of skip 4, the teacher reads skip 1"),
+        ({"layout": "HWC"}, "shows observations of layout CHW"),
+        ({"shape": (2, 84, 84), "stack": 2}, r"\[4, 84, 84\], the teacher reads \[2, 84, 84\] in 2 frames"),
+        ({"dtype": "float32"}, "dtype uint8, the teacher reads dtype float32"),
+    ],
+)
+def test_what_a_teacher_was_trained_on_must_be_what_it_is_shown(wrong: dict[str, Any], message: str) -> None:
+    config = policy().config
+    with pytest.raises(UserError, match=message):
+        check_environment(PONG, replace(config, observation=replace(config.observation, **wrong)), "teacher")
+
+
+@pytest.mark.parametrize("wrong", ["ALE/Pong-v5?sticky=2", "ALE/Pong-v5?skip=2", "ALE/Pong-v5?sticky=-0.1"])
+def test_other_options_of_a_game_are_refused(wrong: str) -> None:
+    with pytest.raises(UserError, match=r"give sticky=0\.25, or nothing") as caught:
+        environment_spec(wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_sticky_is_off_unless_asked_for() -> None:
+    assert with_sticky(PONG, STICKY) == "ALE/Pong-v5?sticky=0.25"
+    assert [sticky_of(name) for name in (PONG, with_sticky(PONG, STICKY), with_sticky(PONG, 0.0))] == [0.0, STICKY, 0.0]
+
+    def after_moves(env_id: str) -> int:
+        games, moves = EvaluationGames(env_id, 1), np.random.default_rng(0)
+        games.reset(seed=[0])
+        return [int(games.step(moves.integers(6, size=1))[0].sum(dtype=np.int64)) for _ in range(100)][-1]
+
+    assert after_moves(PONG) == after_moves(with_sticky(PONG, 0.0)) != after_moves(with_sticky(PONG, STICKY))
+
+
+def test_a_training_on_games_leaves_a_teacher_and_goes_on(tmp_path: Path) -> None:
+    reports: list[Progress] = []
+    settings = PolicyTraining(PONG, "ppo", width=TINY, max_steps=2_048, episodes=2)
+    train_policy(settings, tmp_path / "pong", reports.append)
+    teacher = load_model(tmp_path / "pong")
+    source = teacher.config.source
+    assert (source["environment"], source["environment_steps"], source["episodes"]) == (PONG, 2_048, 2)
+    assert (teacher.config.observation.skip, teacher.config.observation.std) == (4, (255.0,))
+    logits, values = teacher.with_value(torch.zeros((3, 4, 84, 84), dtype=torch.uint8))
+    assert (logits.shape, values.shape) == ((3, 6), (3,))
+    with pytest.raises(UserError, match=r"^width: 0\.5, but the checkpoint"):
+        train_policy(replace(settings, width=0.5), tmp_path / "pong", reports.append, resume=True)
+    again = train_policy(replace(settings, max_steps=4_096), tmp_path / "pong", reports.append, resume=True)
+    assert again.config.source["environment_steps"] == 4_096
+    assert [r.steps for r in reports][-1] == 4_096
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"), [({"algo": "dqn"}, "algo: dqn learns from vectors only"), ({"width": 0}, "width: 0 is imp")]
+)
+def test_trainings_that_cannot_be(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PolicyTraining(**{"env": PONG, "algo": "ppo", **changed})
+
+
+def test_the_command_trains_a_game(gasim: Gasim, tmp_path: Path) -> None:
+    out = tmp_path / "pong"
+    done = gasim(
+        "teacher", "train", "--env", PONG, "--algo", "ppo", "--network", "nature", "--width", "0.1",
+        "--max_steps", "512", "--episodes", "2", "--out", str(out),
+    )  # fmt: skip
+    _, complaint = done.communicate()
+    assert done.returncode == 0, complaint
+    assert json.loads((out / "config.json").read_text())["architecture"]["hidden"] == [51]
+
+
+@given(
+    st.integers(1, 6).flatmap(
+        lambda steps: st.tuples(
+            arrays.arrays(np.float32, (steps, 2), elements=st.floats(-1, 1, width=32)),
+            arrays.arrays(np.float32, (steps + 1, 2), elements=st.floats(-5, 5, width=32)),
+            arrays.arrays(np.bool_, (steps, 2)),
+        )
+    )
+)
+def test_advantages_with_lambda_one_are_discounted_returns_less_values(case: Any) -> None:
+    rewards, values, ended = case
+    found = advantages(rewards, values, ended, gamma=0.9, lambda_=1.0)
+    for column in range(2):
+        for t in range(len(rewards)):
+            total, weight = 0.0, 1.0
+            for later in range(t, len(rewards)):
+                total += weight * rewards[later, column]
+                weight *= 0.9 * (not ended[later, column])
+            total += weight * values[-1, column]
+            assert found[t, column] == pytest.approx(total - values[t, column], abs=1e-3)
+
+
+def test_a_student_cut_out_of_a_teacher_with_a_value_head_answers_like_it() -> None:
+    teacher = policy(width=0.5)
+    architecture = game_network("small", TINY)
+    settings = StudentSettings(architecture={"name": "cnn", **architecture})
+    student = new_student(teacher, settings, 0).eval()
+    assert prune_obstacle(teacher, student) is None
+    observations = torch.randint(0, 255, (64, 4, 84, 84), dtype=torch.uint8)
+    untrained = (student(observations) - teacher(observations)).abs().mean()
+    cut_down(teacher, student, observations)
+    assert (student(observations) - teacher(observations)).abs().mean() < untrained

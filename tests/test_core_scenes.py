@@ -1,0 +1,111 @@
+"""Scenes: what moves, what stays, and what they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gasim_ray.core.generator import DirectGenerator
+from gasim_ray.core.scenes import CHUNK, Scenes, SceneSettings
+from gasim_ray.core.seeds import rng
+from gasim_ray.core.settings import GeneratorSettings
+from gasim_ray.errors import UserError
+
+BARE = SceneSettings(sprites=0, static=0, noise=0.0, text=0.0)
+FRAMES = replace(tiny.ATARI, layout="CHW", shape=(4, 84, 84))
+
+
+def frames(settings: SceneSettings, count: int = 100, seed: int = 0) -> Tensor:
+    """(count, 4, 84, 84) in 0 to 1."""
+    return Scenes(tiny.model(FRAMES), "cpu", settings).sample(count, rng("cpu", seed)).float() / 255
+
+
+def test_with_nothing_in_it_a_scene_is_a_ground_of_random_level() -> None:
+    grounds = frames(BARE).flatten(1)
+    assert torch.equal(grounds.amin(1), grounds.amax(1))
+    assert 0.2 < float(grounds[:, 0].std()) < 0.4
+
+
+def test_static_things_stay_and_sprites_move() -> None:
+    still = frames(replace(BARE, static=6))
+    assert torch.equal(still, still[:, :1].expand_as(still))
+    moving = frames(replace(BARE, sprites=6))
+    assert float((moving[:, 1:] != moving[:, :1]).flatten(1).any(1).float().mean()) > 0.8
+    stopped = frames(replace(BARE, sprites=6, speed=0.0))
+    assert torch.equal(stopped, stopped[:, :1].expand_as(stopped))
+
+
+@given(seed=st.integers(0, 10_000), largest=st.floats(1.0, 80.0), speed=st.floats(0.0, 100.0))
+def test_a_thing_is_whole_in_every_frame(seed: int, largest: float, speed: float) -> None:
+    settings = replace(BARE, sprites=1, largest=largest, speed=speed)
+    scene = frames(settings, 20, seed)
+    ground = scene.flatten(2).median(2).values.unsqueeze(-1)
+    area = (scene.flatten(2) != ground).sum(2)
+    small = area.amax(1) < 84 * 84 / 2  # of a larger one the median is the thing
+    assert torch.equal(area[small], area[small, :1].expand_as(area[small]))
+
+
+def test_sizes_lie_between_the_bounds_and_are_spread_over_scales() -> None:
+    scene = frames(replace(BARE, static=1, smallest=2.0, largest=32.0), 2000)[:, 0]
+    covered = scene != scene.flatten(1).median(1).values.reshape(-1, 1, 1)
+    heights = covered.any(2).sum(1)
+    heights = heights[heights > 0].float()
+    assert (float(heights.min()), float(heights.max())) == (2.0, 32.0)
+    assert float(heights.median()) == pytest.approx(8, abs=1.5)
+
+
+def test_struck_out_things_have_gaps_and_noise_is_everywhere() -> None:
+    def kinds_of_rows(settings: SceneSettings) -> float:
+        scene = frames(settings)[:, 0]
+        return sum(len({tuple(row) for row in picture.tolist()}) for picture in scene) / len(scene)
+
+    boxes = replace(BARE, static=1, smallest=20.0)
+    assert kinds_of_rows(boxes) <= 2
+    pixels = frames(replace(BARE, noise=1.0)).flatten(1)
+    assert bool((pixels.std(1) > 0).all())
+    changes = frames(replace(boxes, text=1.0))[:, 0].diff(dim=2).ne(0).sum((1, 2)).float()
+    assert float(changes.mean()) > 2 * float(frames(boxes)[:, 0].diff(dim=2).ne(0).sum((1, 2)).float().mean())
+
+
+def test_what_is_drawn_does_not_depend_on_the_layout_and_colours_fit() -> None:
+    assert torch.equal(
+        Scenes(tiny.model(FRAMES), "cpu").sample(CHUNK + 1, rng("cpu", 0)),
+        Scenes(tiny.model(tiny.ATARI), "cpu").sample(CHUNK + 1, rng("cpu", 0)).permute(0, 3, 1, 2),
+    )
+    coloured = replace(tiny.ATARI, shape=(84, 84, 6), stack=2)
+    assert Scenes(tiny.model(coloured), "cpu").sample(3, rng("cpu", 0)).shape == (3, 84, 84, 6)
+
+
+def test_a_generator_moves_what_starts_as_whole_numbers() -> None:
+    prior = Scenes(tiny.model(FRAMES), "cpu")
+    generator = DirectGenerator(prior, GeneratorSettings(batch_size=8, steps=2, keep_start=True), rng("cpu", 0))
+    generator.start(rng("cpu", 1))
+    generator.improve(lambda x: x.square().mean(), rng("cpu", 2))
+    start, moved = generator.emit(rng("cpu", 3)).chunk(2)
+    assert float(moved.mean()) < float(start.mean())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sprites": -1}, r"scenes\.sprites: -1 is impossible; give at least 0"),
+        ({"smallest": 5.0, "largest": 2.0}, r"scenes\.largest: 2\.0 is impossible; give at least 5"),
+        ({"text": 1.5}, r"scenes\.text: 1\.5 is impossible; give at most 1"),
+    ],
+)
+def test_impossible_settings(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SceneSettings(**wrong)
+
+
+@pytest.mark.parametrize(("spec", "message"), [(tiny.VECTOR, "a vector teacher"), (tiny.GREY, "takes 'leaves'")])
+def test_teachers_that_see_no_scenes(spec: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Scenes(tiny.model(spec), "cpu")
