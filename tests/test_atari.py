@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import Gasim
 from hypothesis import given
@@ -16,13 +17,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from gasim_ray.core.distill import new_student
-from gasim_ray.core.model import Model, ModelConfig, load_model
+from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.core.prune import cut_down, prune_obstacle
 from gasim_ray.core.settings import StudentSettings
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import STICKY, EvaluationGames, sticky_of, with_sticky
+from gasim_ray.evaluation.compare import evaluate_run
 from gasim_ray.evaluation.environments import check_environment, environment_spec
 from gasim_ray.evaluation.episodes import evaluate_return
+from gasim_ray.evaluation.tasks import EnvironmentTask
 from gasim_ray.training.actor_critic import initialise
 from gasim_ray.training.array_ppo import advantages
 from gasim_ray.training.progress import Progress
@@ -126,15 +129,15 @@ def test_trainings_that_cannot_be(changed: dict[str, Any], message: str) -> None
         PolicyTraining(**{"env": PONG, "algo": "ppo", **changed})
 
 
-def test_the_command_trains_a_game(gasim: Gasim, tmp_path: Path) -> None:
-    out = tmp_path / "pong"
-    done = gasim(
-        "teacher", "train", "--env", PONG, "--algo", "ppo", "--network", "nature", "--width", "0.1",
-        "--max_steps", "512", "--episodes", "2", "--out", str(out),
-    )  # fmt: skip
-    _, complaint = done.communicate()
-    assert done.returncode == 0, complaint
-    assert json.loads((out / "config.json").read_text())["architecture"]["hidden"] == [51]
+@pytest.mark.parametrize(
+    ("name", "width", "parameters"),
+    [("small", 1.0, 425_047), ("nature", 1.0, 1_687_719), ("impala", 1.0, 1_091_031)],
+)
+def test_networks_of_games_have_the_known_sizes(name: Any, width: float, parameters: int) -> None:
+    spec, actions = environment_spec(PONG)
+    model = Model(ModelConfig(game_network(name, width), spec, actions, "logits", value=True))
+    assert model.parameter_count == parameters
+    assert model(torch.zeros((2, 4, 84, 84))).shape == (2, 6)
 
 
 @given(
@@ -169,3 +172,22 @@ def test_a_student_cut_out_of_a_teacher_with_a_value_head_answers_like_it() -> N
     untrained = (student(observations) - teacher(observations)).abs().mean()
     cut_down(teacher, student, observations)
     assert (student(observations) - teacher(observations)).abs().mean() < untrained
+
+
+def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it(
+    tmp_path: Path, gasim: Gasim, config_file: Callable[..., Path], blocker: Callable[..., Path]
+) -> None:
+    folder = blocker("gymnasium", "ale_py")
+    save_model(policy(), tmp_path / "teacher")
+    tree = tiny.tree(tmp_path / "teacher", local=True, out=str(tmp_path / "run"), budget={"student_steps": 4})
+    tree["generator"].update(prior=["scenes"], steps=0)
+    tree["student"] = {"architecture": game_network("small", TINY / 2), "init": "prune", "batch_size": 32, "steps": 2}
+    process = gasim("distill", config_file(tree), PYTHONPATH=str(folder))
+    _, complaint = process.communicate()
+    assert process.returncode == 0, complaint
+    assert (tmp_path / "run" / "samples.png").exists()
+    measured = evaluate_run(tmp_path / "run", EnvironmentTask(PONG, 2, local=True), distil=None)
+    rows = {row.name: row for row in measured.rows}
+    assert rows["student"].parameters < rows["teacher"].parameters
+    assert rows["teacher"].score.interval.mean <= -15
+    assert 0 <= rows["student"].agreement <= 1

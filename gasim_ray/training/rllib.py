@@ -34,7 +34,7 @@ from gasim_ray.training.recipes import STOP_RETURNS
 #: the best so far is looked at again.
 LOOKS = (20, 100)
 #: The same for Atari's games, whose episodes take thousands of steps.
-GAME_LOOKS = (8, 24)
+GAME_LOOKS = (8, 16)
 #: Time trained after an evaluation, at least, as a multiple of the time that it took: episodes may be long.
 EVALUATION_REST = 5.0
 #: Seeds of the looks; the reported episodes start from seeds of their own, so that choosing does not flatter them.
@@ -228,8 +228,7 @@ class _Training:
     def _evaluate(self) -> None:
         policy = self.current()
         first, second = GAME_LOOKS if is_atari(self.settings.env) else LOOKS
-        glance = self._mean_return(policy, first, GLANCE_SEED)
-        if self.state.best is not None and glance <= self.state.best:
+        if self.state.best is not None and self._mean_return(policy, first, GLANCE_SEED) <= self.state.best:
             return
         confirmed = self._mean_return(policy, second, CONFIRM_SEED)
         if self.state.best is None or confirmed > self.state.best:
