@@ -91,7 +91,11 @@ class RayWorkers:
         self.teacher = ray.put(teacher)
         self.learner = (
             ray.remote(LearnerActor)
-            .options(num_cpus=config.student.cpus, num_gpus=learner_gpus(config))
+            .options(
+                num_cpus=config.student.cpus,
+                num_gpus=learner_gpus(config),
+                label_selector=None if self.placed else label(config),
+            )
             .remote(self.teacher, config)
         )
         self.generators = [self._start(actor) for actor in range(config.generator.actors)]
@@ -173,11 +177,17 @@ def learner_gpus(config: DistillConfig) -> float:
 
 
 def check_resources(config: DistillConfig) -> None:
-    """Raise UserError if the cluster has less free than the run reserves: Ray would wait for ever.
+    """Raise UserError if the cluster has less free than the run reserves, or no such node: Ray would wait for ever.
 
     What a run before this one is still letting go of is waited for.
     """
-    generator = config.generator
+    generator, wanted_label = config.generator, label(config) or {}
+    labels = [node["Labels"] for node in ray.nodes() if node["Alive"]]
+    if not any(wanted_label.items() <= found.items() for found in labels):
+        raise UserError(
+            f"student.node_label: no node has {config.student.node_label}; start one with "
+            f"`ray start --labels={config.student.node_label}`, or leave it out"
+        )
     wanted = reserved(config)
     deadline = time.monotonic() + RELEASE_SECONDS
     while short := lacking(wanted, ray.available_resources()):
@@ -188,6 +198,12 @@ def check_resources(config: DistillConfig) -> None:
                 f"{free:g} is free; lower generator.actors or generator.{resource.lower()}s"
             )
         time.sleep(0.1)
+
+
+def label(config: DistillConfig) -> dict[str, str] | None:
+    """What a node must be labelled with for the learner, as Ray takes it; None for nothing."""
+    key, _, value = config.student.node_label.partition("=")
+    return {key: value} if key else None
 
 
 def bundles(config: DistillConfig) -> list[dict[str, float]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gasim_ray.core.geometry import Geometry, Undecided
 from gasim_ray.core.model import Model
+from gasim_ray.core.nature import Nature
 from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.pictures import Contours, Fields, Leaves, Shapes
 from gasim_ray.core.prior import Gaussian, Knowledge, Prior, Uniform
@@ -28,6 +29,7 @@ PRIORS: dict[str, type[Prior]] = {
     "contours": Contours,
     "shapes": Shapes,
     "leaves": Leaves,
+    "nature": Nature,
     "scenes": Scenes,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -54,6 +55,9 @@ class StudentSettings:
     cpus: float = 1.0
     """CPUs that the learner actor reserves."""
 
+    node_label: str = ""
+    """Label of the nodes on which the learner may run, such as gasim=head (see `ray start --labels`); empty for any."""
+
     logits_alone: bool = False
     """Leave the KL divergence out, so that only the difference of logits counts."""
 
@@ -62,6 +66,8 @@ class StudentSettings:
             self,
             {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0, "cpus": 0},
         )
+        if self.node_label and not re.fullmatch(r"[\w./-]+=[\w.-]+", self.node_label):
+            raise UserError(f"student.node_label: {self.node_label!r} is no label; give it as key=value")
         if self.logits_alone and not self.logits_weight:
             raise UserError("student.logits_weight: 0 with student.logits_alone leaves no loss; give it a weight")
 

@@ -1,0 +1,164 @@
+"""The files of cluster/: Ray takes them all, and the one for machines of one's own runs on three hosts."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import hosts
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+REPOSITORY = Path(__file__).parents[1]
+CLUSTER = REPOSITORY / "cluster"
+LAUNCHER = ("onprem", "aws", "gcp")
+
+
+def read(name: str) -> dict[str, Any]:
+    """A file of cluster/."""
+    tree: dict[str, Any] = yaml.safe_load((CLUSTER / name).read_text())
+    return tree
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_ray_takes_the_files_of_the_launcher(name: str) -> None:
+    tree = read(f"{name}.yaml")
+    validate_config(prepare_config(copy.deepcopy(tree)))
+    with pytest.raises(Exception, match="no_such_key"):
+        validate_config(prepare_config(tree | {"no_such_key": 1}))
+
+
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_every_node_of_the_launcher_speaks_with_the_token_and_shows_no_dashboard(name: str) -> None:
+    tree = read(f"{name}.yaml")
+    starting = [c for c in tree["head_start_ray_commands"] + tree["worker_start_ray_commands"] if "ray start" in c]
+    assert len(starting) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in starting)
+    assert "--dashboard-host=127.0.0.1" in starting[0]
+    assert "~/.ray/auth_token" in tree["file_mounts"]
+    assert any("RAY_AUTH_MODE=token" in command for command in tree["setup_commands"])
+
+
+def test_the_files_for_kubernetes_agree() -> None:
+    cluster, job = read("kuberay/raycluster.yaml"), read("kuberay/rayjob.yaml")
+    assert (cluster["kind"], job["kind"]) == ("RayCluster", "RayJob")
+    assert job["spec"]["rayClusterSpec"] == cluster["spec"]
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    dockerfile = (CLUSTER / "Dockerfile").read_text()
+    assert f"RAY={cluster['spec']['rayVersion']}-" in dockerfile
+    assert f"ray=={cluster['spec']['rayVersion']}" in (REPOSITORY / "constraints.txt").read_text()
+
+
+class OnPremises:
+    """A cluster that `ray up` has started from cluster/onprem.yaml on three hosts."""
+
+    def __init__(self, folder: Path, made: list[hosts.Host], key: Path) -> None:
+        self.folder, self.made = folder, made
+        tree = read("onprem.yaml")
+        tree["provider"] |= {"head_ip": made[0].address, "worker_ips": [host.address for host in made[1:]]}
+        tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
+        # The hosts share this file system, so the environment that the two commands would make is here already.
+        make, install, *rest = tree["setup_commands"]
+        assert "venv" in make
+        assert "pip install" in install
+        environment = Path(sys.executable).parents[1]
+        tree["setup_commands"] = [f"ln -sfn {environment} ~/gasim_env", *rest]
+        self.file = folder / "onprem.yaml"
+        self.file.write_text(yaml.safe_dump(tree))
+        # The token is where `ray get-auth-token --generate` puts it.
+        self.home = folder / "home"
+        (self.home / ".ray").mkdir(parents=True)
+        (self.home / ".ray" / "auth_token").write_text(os.environ["RAY_AUTH_TOKEN"])
+
+    def ray(self, *arguments: object, code: int = 0) -> str:
+        """Run `ray` as a user would who stands in the repository."""
+        environment = {k: v for k, v in os.environ.items() if k not in ("RAY_AUTH_TOKEN", "RAY_ADDRESS")}
+        command = [Path(sys.executable).with_name("ray"), *arguments]
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=REPOSITORY,
+            env=environment | {"HOME": str(self.home), "RAY_AUTH_MODE": "token"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def on_premises(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPremises]:
+    """See OnPremises; three hosts, of which one is the head."""
+    if reason := hosts.missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("hosts")
+    with hosts.hosts(3, folder) as (made, key):
+        cluster = OnPremises(folder, made, key)
+        cluster.ray("up", cluster.file, "--yes", "--no-config-cache")
+        yield cluster
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Until it holds; raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.5)
+
+
+#: Acrobot's policy on generators for which one host is too small.
+DISTILL = (
+    "distill", "--teacher", "gasim_ray/benchmarks/teachers/acrobot-dqn",
+    "--generator.actors", "3", "--generator.cpus", "1",
+)  # fmt: skip
+
+
+def test_a_script_submitted_to_three_hosts_distils_on_them(on_premises: OnPremises) -> None:
+    wait_for(lambda: "3 local.cluster.node" in on_premises.ray("exec", on_premises.file, "ray status"))
+    run = on_premises.made[0].home / "run"
+    script = (on_premises.file, CLUSTER / "gasim.py", "--")
+    said = on_premises.ray("submit", *script, *DISTILL, "--budget.student_steps", 400, "--out", run)
+    assert "run: " in said
+    assert json.loads((run / "summary.json").read_text())["generator_actors"] == 3
+    # The exit status is the run's.
+    assert "no model there" in on_premises.ray("submit", *script, "distill", "--teacher", "nowhere", code=1)
+
+
+def test_a_job_takes_the_working_folder_along(on_premises: OnPremises) -> None:
+    command = "python -m gasim_ray distill --teacher benchmarks/teachers/acrobot-dqn --budget.student_steps 100"
+    run = on_premises.made[0].home / "job"
+    job = f"cd gasim_ray && ray job submit --address http://127.0.0.1:8265 --working-dir . -- {command} --out {run}"
+    assert "succeeded" in on_premises.ray("exec", on_premises.file, f"'{job}'")
+    assert (run / "student" / "model.safetensors").exists()
+    failing = job.replace("acrobot-dqn", "nowhere")
+    assert "no model there" in on_premises.ray("exec", on_premises.file, f"'{failing}'", code=1)
+
+
+def test_a_host_that_is_lost_takes_its_generators_alone(on_premises: OnPremises) -> None:
+    run = on_premises.made[0].home / "lossy"
+    where = ("--student.node_label", "gasim=head", "--out", run)
+    budget = ("--budget.seconds", 40, "--checkpoint_seconds", 1)
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(
+            on_premises.ray, "submit", on_premises.file, CLUSTER / "gasim.py", "--", *DISTILL, *budget, *where
+        )
+        wait_for((run / "checkpoint" / "state.pt").exists)
+        on_premises.made[2].lose()
+        ending.result()
+    last = list(csv.DictReader((run / "metrics.csv").open()))[-1]
+    assert int(last["restarts"]) >= 1
+    assert int(last["actors_alive"]) == 3
+    assert (run / "student" / "model.safetensors").exists()
