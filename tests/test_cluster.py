@@ -141,10 +141,10 @@ def test_a_job_takes_the_working_folder_along(on_premises: OnPremises) -> None:
     command = "python -m gasim_ray distill --teacher benchmarks/teachers/acrobot-dqn --budget.student_steps 100"
     run = on_premises.made[0].home / "job"
     job = f"cd gasim_ray && ray job submit --address http://127.0.0.1:8265 --working-dir . -- {command} --out {run}"
-    assert "succeeded" in on_premises.ray("exec", on_premises.file, f"'{job}'")
+    assert "succeeded" in on_premises.ray("exec", on_premises.file, job)
     assert (run / "student" / "model.safetensors").exists()
     failing = job.replace("acrobot-dqn", "nowhere")
-    assert "no model there" in on_premises.ray("exec", on_premises.file, f"'{failing}'", code=1)
+    assert "no model there" in on_premises.ray("exec", on_premises.file, failing, code=1)
 
 
 def test_a_host_that_is_lost_takes_its_generators_alone(on_premises: OnPremises) -> None:
