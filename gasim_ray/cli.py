@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def distill_command(arguments: list[str]) -> None:
     """Distil a teacher into a student without environment or data."""
     from gasim_ray.config import make_parser, parse_config
+    from gasim_ray.storage import is_address
     from gasim_ray.tasks import TASKS, distillation_of, split_task
 
     if "--help" in arguments or "-h" in arguments:
@@ -70,7 +71,7 @@ def distill_command(arguments: list[str]) -> None:
     named, given = split_task([a for a in arguments if a not in flags])
     config = parse_config(with_switches(given), file, distillation_of(*named) if named else None)
     path = run_distillation(config, **{flag.strip("-"): on for flag, on in flags.items()})
-    print(f"run: {path}")
+    print(f"run: {config.out if is_address(config.out) else path}")
 
 
 def with_switches(arguments: list[str]) -> list[str]:

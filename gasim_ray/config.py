@@ -47,7 +47,8 @@ class DistillConfig:
     """Preset that the other settings start from, one of gasim_ray.methods.METHODS."""
 
     out: str = ""
-    """Folder that the run is written to; if empty, runs/<teacher>-<method>-<seed>."""
+    """Folder that the run is written to, or an address of pyarrow's file systems such as s3://bucket/run; if empty,
+    runs/<teacher>-<method>-<seed>."""
 
     seed: int = 0
     """Fixes all randomness of the synchronous mode."""

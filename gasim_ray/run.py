@@ -25,6 +25,7 @@ from gasim_ray.errors import UserError
 from gasim_ray.report.display import Display
 from gasim_ray.report.samples import save_samples
 from gasim_ray.run_folder import Metrics, RunFolder, versions
+from gasim_ray.storage import Mirror, is_address
 from gasim_ray.teachers import load_teacher
 
 #: Seconds between rows of metrics.csv.
@@ -44,7 +45,9 @@ class Interrupted(KeyboardInterrupt):
 def distill(
     config: DistillConfig, display: Display, resume: bool = False, overwrite: bool = False, watch: Watch | None = None
 ) -> Path:
-    """Distil the teacher into a student; returns the run's folder. `watch` may raise to end the run.
+    """Distil the teacher into a student; returns the run's folder, of an address the one that is copied there.
+
+    `watch` may raise to end the run.
 
     Raises UserError for what the user can mend, and Interrupted after Ctrl-C.
     """
@@ -53,19 +56,28 @@ def distill(
     teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
     check_objective(teacher, config.generator, config.objective)
-    folder = RunFolder(config.run_folder())
+    mirror = Mirror(config.out) if is_address(config.out) else None
+    folder = RunFolder(mirror.folder if mirror else config.run_folder())
+    if mirror and resume:
+        mirror.download()
     state = folder.resume(config) if resume else None
     workers = start_workers(teacher, config)
     try:
         if state is None:
             try:
+                if mirror:
+                    mirror.begin(overwrite)
                 folder.begin(config, overwrite)
             except OSError as error:
                 raise UserError(f"out: {folder.path} cannot be written ({error.strerror})") from error
-        progress, learner = _drive(workers, config, folder, state, display, student, watch)
+        try:
+            progress, learner = _drive(workers, config, folder, state, display, student, watch, mirror)
+            _finish(folder, config, student, learner, progress)
+        finally:
+            if mirror:
+                mirror.finish()
     finally:
         workers.close()
-    _finish(folder, config, student, learner, progress)
     return folder.path
 
 
@@ -88,6 +100,7 @@ def _drive(
     display: Display,
     student: Model,
     watch: Watch | None,
+    mirror: Mirror | None,
 ) -> tuple[Progress, dict[str, Any]]:
     metrics = Metrics(folder.path)
     last_row = last_checkpoint = time.perf_counter()
@@ -98,6 +111,8 @@ def _drive(
             folder.save_checkpoint(loop.state_dict())
         except OSError as error:
             display.note(f"warning: {error}; the run goes on, the checkpoint before it stays")
+        if mirror:
+            mirror.start_upload(display.note)
 
     def write_row(loop: Loop) -> None:
         try:
@@ -142,15 +157,22 @@ def _drive(
         try:
             progress = loop.run()
         except WorkerLost as error:
-            how = f"gasim distill {folder.path}/config.yaml --resume"
+            how = resuming(config, folder)
             raise UserError(f"an actor died and cannot be replaced ({error}); go on with: {how}") from error
         finally:
             write_row(loop)
             metrics.close()
         save(loop)
         if stop() and progress.spent < 1.0:
-            raise Interrupted(f"interrupted; go on with: gasim distill {folder.path}/config.yaml --resume")
+            raise Interrupted(f"interrupted; go on with: {resuming(config, folder)}")
     return progress, workers.learner_state()
+
+
+def resuming(config: DistillConfig, folder: RunFolder) -> str:
+    """The command that goes on with a run."""
+    if is_address(config.out):
+        return f"the same command and --resume, from {config.out}"
+    return f"gasim distill {folder.path}/config.yaml --resume"
 
 
 def snapshots_due(config: DistillConfig, seconds: float) -> int:

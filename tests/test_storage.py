@@ -1,0 +1,136 @@
+"""Runs at an address: a shared folder, and an S3 server from a package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import tiny
+import yaml
+from conftest import Gasim
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+
+from gasim_ray import cli
+from gasim_ray.core.model import load_model
+from gasim_ray.errors import UserError
+from gasim_ray.storage import Mirror
+
+#: Credentials that moto's server takes.
+SECRET = "not-to-be-found-in-any-file"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """The environment in which s3:// leads to a server of our own, with a bucket `bucket`."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "NO_PROXY": host,
+    }
+    keys = {"aws_access_key_id": "someone", "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], **keys).create_bucket(Bucket="bucket")
+    yield environment
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "file"])
+def address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where nothing is yet."""
+    if request.param == "file":
+        return f"file://{tmp_path}/shared/run"
+    for name, value in request.getfixturevalue("s3").items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{tmp_path.name}/run"
+
+
+def at(address: str, folder: Path) -> Path:
+    """A copy of all that is at the address."""
+    files, root = fs.FileSystem.from_uri(address)
+    fs.copy_files(root, str(folder), source_filesystem=files)
+    return folder
+
+
+def test_a_run_at_an_address_is_whole_and_is_taken_up_elsewhere(
+    address: str, tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], gasim: Gasim
+) -> None:
+    tree = tiny.tree(vector_teacher, local=True, out=address, checkpoint_seconds=0.1)
+    first = gasim("distill", config_file(tree))
+    said, complaint = first.communicate()
+    assert first.returncode == 0, complaint
+    assert f"run: {address}" in said
+    run = at(address, tmp_path / "copy")
+    for name in ("config.yaml", "metrics.csv", "summary.json", "samples.png", "checkpoint/state.pt"):
+        assert (run / name).stat().st_size > 0
+    before = load_model(run / "student")
+    assert not list(run.rglob("*.partial"))
+    assert not any(SECRET.encode() in path.read_bytes() for path in run.rglob("*") if path.is_file())
+    again = gasim("distill", config_file(tree))
+    assert again.wait() == 2
+    assert "go on with --resume" in again.communicate()[1]
+    longer = gasim("distill", config_file(tree), "--budget.student_steps", 80, "--resume")
+    assert longer.wait() == 0, longer.communicate()[1]
+    after = at(address, tmp_path / "after")
+    assert (after / "metrics.csv").read_text().startswith((run / "metrics.csv").read_text()[:20])
+    assert load_model(after / "student").config == before.config
+    assert yaml.safe_load((after / "config.yaml").read_text())["out"] == address
+
+
+def test_an_address_without_a_run_cannot_be_resumed(
+    address: str, vector_teacher: Path, config_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = config_file(tiny.tree(vector_teacher, local=True, out=address))
+    assert cli.main(["distill", str(tree), "--resume"]) == 2
+    assert f"no run at {address}" in capsys.readouterr().err
+
+
+def test_what_overwrite_replaces_is_a_run(address: str) -> None:
+    files, root = fs.FileSystem.from_uri(address)
+    files.create_dir(root)
+    with files.open_output_stream(f"{root}/thesis.tex") as file:
+        file.write(b"years of work")
+    with pytest.raises(UserError, match="holds something else than a run"):
+        Mirror(address).begin(overwrite=True)
+    with files.open_output_stream(f"{root}/config.yaml") as file:
+        file.write(b"seed: 0")
+    Mirror(address).begin(overwrite=True)
+    assert files.get_file_info(fs.FileSelector(root, allow_not_found=True)) == []
+
+
+def test_a_name_that_leads_out_of_the_run_is_refused(tmp_path: Path) -> None:
+    mirror = Mirror(f"file://{tmp_path}/run")
+    with pytest.raises(UserError, match="leads out of the run's folder"):
+        mirror._inside(f"{mirror.root}/../../etc/passwd")
+
+
+@pytest.mark.parametrize("wrong", ["ftp://somewhere/run", "s3://"])
+def test_addresses_of_nothing(wrong: str) -> None:
+    with pytest.raises(UserError, match=r"^out: .* is no address that can be written") as caught:
+        Mirror(wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_that_is_down_ends_the_run_with_its_folder_kept(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], gasim: Gasim
+) -> None:
+    nowhere = {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    tree = tiny.tree(vector_teacher, local=True, out="s3://bucket/run")
+    process = gasim("distill", config_file(tree), **nowhere)
+    _, complaint = process.communicate()
+    assert process.returncode == 2
+    assert "out: s3://bucket/run cannot be read" in complaint
+    assert SECRET not in complaint
+    assert os.listdir(tmp_path) == ["given.yaml"]
