@@ -75,12 +75,14 @@ def distill_command(arguments: list[str]) -> None:
 
 
 def with_switches(arguments: list[str]) -> list[str]:
-    """`--local` and `--synchronous` alone mean true."""
+    """`--local`, `--synchronous` and `--elastic` alone mean true."""
     given: list[str] = []
     for index, argument in enumerate(arguments):
         following = arguments[index + 1 : index + 2]
         alone = not following or following[0].startswith("--")
-        given.append(f"{argument}=true" if argument in ("--local", "--synchronous") and alone else argument)
+        given.append(
+            f"{argument}=true" if argument in ("--local", "--synchronous", "--elastic") and alone else argument
+        )
     return given
 
 

@@ -68,6 +68,10 @@ class DistillConfig:
     synchronous: bool = False
     """With Ray: wait for every generator before each update, so that the same seed gives the same student."""
 
+    elastic: bool = False
+    """With Ray: begin with the generators that there is room for instead of refusing; the others begin when nodes join,
+    which an autoscaler is asked for."""
+
     checkpoint_seconds: float = 30.0
     """Seconds between checkpoints."""
 
@@ -85,6 +89,8 @@ class DistillConfig:
         check_range(self, {"seed": 0, "checkpoint_seconds": 0.1, "snapshot_seconds": 0})
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise UserError(f"device: {self.device!r} is not one of cpu, cuda, cuda:N")
+        if self.elastic and (self.local or self.synchronous):
+            raise UserError("elastic: goes with neither local nor synchronous, which wait for every generator")
         if self.pool.replay < 1 and self.student.batch_size > self.generator.batch_size:
             raise UserError(
                 f"student.batch_size: {self.student.batch_size} is more than generator.batch_size "

@@ -63,7 +63,7 @@ class OnPremises:
     """A cluster that `ray up` has started from cluster/onprem.yaml on three hosts."""
 
     def __init__(self, folder: Path, made: list[hosts.Host], key: Path) -> None:
-        self.folder, self.made = folder, made
+        self.folder, self.made, self.key = folder, made, key
         tree = read("onprem.yaml")
         tree["provider"] |= {"head_ip": made[0].address, "worker_ips": [host.address for host in made[1:]]}
         tree["auth"] = {"ssh_user": "root", "ssh_private_key": str(key)}
@@ -97,6 +97,16 @@ class OnPremises:
         assert done.returncode == code, done.stdout
         return done.stdout
 
+    def nodes(self) -> int:
+        """How many are alive."""
+        return self.on(self.made[0], "ray list nodes").stdout.count("ALIVE")
+
+    def on(self, host: hosts.Host, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on one of the hosts, as whoever logs in there."""
+        options = ["-i", self.key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+        login = ["ssh", *options, f"root@{host.address}", f"bash --login -c '{command}'"]
+        return subprocess.run([str(part) for part in login], capture_output=True, text=True, check=False)
+
 
 @pytest.fixture(scope="module")
 def on_premises(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPremises]:
@@ -107,6 +117,7 @@ def on_premises(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPremises
     with hosts.hosts(3, folder) as (made, key):
         cluster = OnPremises(folder, made, key)
         cluster.ray("up", cluster.file, "--yes", "--no-config-cache")
+        wait_for(lambda: cluster.nodes() == 3)
         yield cluster
 
 
@@ -127,7 +138,6 @@ DISTILL = (
 
 
 def test_a_script_submitted_to_three_hosts_distils_on_them(on_premises: OnPremises) -> None:
-    wait_for(lambda: "3 local.cluster.node" in on_premises.ray("exec", on_premises.file, "ray status"))
     run = on_premises.made[0].home / "run"
     script = (on_premises.file, CLUSTER / "gasim.py", "--")
     said = on_premises.ray("submit", *script, *DISTILL, "--budget.student_steps", 400, "--out", run)
@@ -147,10 +157,35 @@ def test_a_job_takes_the_working_folder_along(on_premises: OnPremises) -> None:
     assert "no model there" in on_premises.ray("exec", on_premises.file, failing, code=1)
 
 
+def test_generators_begin_where_a_node_joins(on_premises: OnPremises) -> None:
+    head, *_, late = on_premises.made
+    # The autoscaler would bring the node back by itself, at a time of its own.
+    on_premises.on(head, "pkill -f autoscaler/_private/monitor.py")
+    assert on_premises.on(late, "ray stop").returncode == 0
+    wait_for(lambda: on_premises.nodes() == 2)
+    run = head.home / "elastic"
+    script = (on_premises.file, CLUSTER / "gasim.py", "--")
+    assert "4 is free" in on_premises.ray("submit", *script, *DISTILL, "--generator.actors", 5, "--out", run, code=1)
+    budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 40, "--out", run)
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(on_premises.ray, "submit", *script, *DISTILL, *budget)
+        wait_for(lambda: alive(run) == 3)
+        assert on_premises.on(late, f"RAY_AUTH_MODE=token ray start --address={head.address}:6379").returncode == 0
+        wait_for(lambda: alive(run) == 5)
+        ending.result()
+
+
+def alive(run: Path) -> int:
+    """Generators that have answered, by the last row of the metrics; 0 without any."""
+    path = run / "metrics.csv"
+    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    return int(rows[-1]["actors_alive"]) if rows else 0
+
+
 def test_a_host_that_is_lost_takes_its_generators_alone(on_premises: OnPremises) -> None:
     run = on_premises.made[0].home / "lossy"
     where = ("--student.node_label", "gasim=head", "--out", run)
-    budget = ("--budget.seconds", 40, "--checkpoint_seconds", 1)
+    budget = ("--budget.seconds", 30, "--checkpoint_seconds", 1)
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(
             on_premises.ray, "submit", on_premises.file, CLUSTER / "gasim.py", "--", *DISTILL, *budget, *where
@@ -160,5 +195,5 @@ def test_a_host_that_is_lost_takes_its_generators_alone(on_premises: OnPremises)
         ending.result()
     last = list(csv.DictReader((run / "metrics.csv").open()))[-1]
     assert int(last["restarts"]) >= 1
-    assert int(last["actors_alive"]) == 3
+    assert alive(run) == 3
     assert (run / "student" / "model.safetensors").exists()

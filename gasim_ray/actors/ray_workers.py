@@ -99,7 +99,8 @@ class RayWorkers:
             .remote(self.teacher, config)
         )
         self.generators = [self._start(actor) for actor in range(config.generator.actors)]
-        ray.get([actor.__ray_ready__.remote() for actor in (self.learner, *self.generators)])
+        awaited = [self.learner] if config.elastic else [self.learner, *self.generators]
+        ray.get([actor.__ray_ready__.remote() for actor in awaited])
 
     def _start(self, actor: int) -> Any:
         generator = self.config.generator
@@ -188,7 +189,8 @@ def check_resources(config: DistillConfig) -> None:
             f"student.node_label: no node has {config.student.node_label}; start one with "
             f"`ray start --labels={config.student.node_label}`, or leave it out"
         )
-    wanted = reserved(config)
+    # An elastic run begins with one generator, wherever the others will be.
+    wanted = summed(bundles(config)[:2] if config.elastic else bundles(config))
     deadline = time.monotonic() + RELEASE_SECONDS
     while short := lacking(wanted, ray.available_resources()):
         if lacking(wanted, ray.cluster_resources()) or time.monotonic() > deadline:
@@ -215,7 +217,12 @@ def bundles(config: DistillConfig) -> list[dict[str, float]]:
 
 def reserved(config: DistillConfig) -> dict[str, float]:
     """What all of a run's actors reserve together."""
-    return {name: sum(bundle[name] for bundle in bundles(config)) for name in ("CPU", "GPU")}
+    return summed(bundles(config))
+
+
+def summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """CPUs and GPUs of several actors together."""
+    return {name: sum(part[name] for part in parts) for name in ("CPU", "GPU")}
 
 
 def lacking(wanted: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, float] | None:
