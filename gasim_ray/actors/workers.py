@@ -22,9 +22,12 @@ from gasim_ray.core.pictures import Contrasted
 from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.prune import cut_down, prune_obstacle
 from gasim_ray.core.seeds import rng
+from gasim_ray.core.svd import factor, svd_obstacle
 from gasim_ray.core.synthesizer import Synthesizer
 from gasim_ray.errors import UserError
 
+#: Start from the teacher -> why it does not fit, or None.
+OBSTACLES = {"prune": prune_obstacle, "svd": svd_obstacle}
 #: Invented observations on which it is measured what the teacher's units answer.
 PRUNING_SAMPLES = 2048
 
@@ -85,15 +88,18 @@ def make_student(teacher: Model, config: DistillConfig, prior: Prior | None) -> 
     """
     observation = teacher.config.observation if prior is None else prior.standardised()
     student = new_student(teacher, config.student, config.seed, observation)
-    obstacle = prune_obstacle(teacher, student) if config.student.init == "prune" else None
+    start = config.student.init
+    obstacle = OBSTACLES[start](teacher, student) if start in OBSTACLES else None
     if obstacle:
-        raise UserError(f"student.init: 'prune' does not fit, {obstacle}; use 'auto' or 'random'")
+        raise UserError(f"student.init: {start!r} does not fit, {obstacle}; use 'auto' or 'random'")
     return student.computing(config.bf16, config.channels_last)
 
 
 def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig) -> None:
     """Cut the teacher down to the student where that fits; which units matter is measured on samples of the prior."""
-    if prune_obstacle(teacher, student) is None:
+    if svd_obstacle(teacher, student) is None:
+        factor(teacher.cpu(), student)
+    elif prune_obstacle(teacher, student) is None:
         prior = prior or Uniform(teacher, "cpu")
         observations = prior.sample(PRUNING_SAMPLES, rng(prior.device, config.seed, LEARNER_KEY)).cpu()
         cut_down(teacher.cpu(), student, observations)

@@ -33,9 +33,9 @@ class StudentSettings:
     architecture: dict[str, Any] = field(default_factory=lambda: {"name": "mlp"})
     """A registered architecture's name or package.module:factory under "name", its settings beside it."""
 
-    init: Literal["random", "prune", "auto"] = "random"
+    init: Literal["random", "prune", "svd", "auto"] = "random"
     """Where its weights start: `random`; `prune`, the teacher cut down to its size, which needs the teacher's chain of
-    layers with fewer units; `auto`, that where it fits."""
+    layers with fewer units; `svd`, the teacher with dense layers of low rank; `auto`, what fits of the two."""
 
     learning_rate: float = 3e-3
     """Adam's learning rate at the start; it falls to zero along a cosine of the budget spent."""

@@ -39,7 +39,10 @@ def feature_shape(input_shape: tuple[int, ...], filters: Sequence[Filter]) -> tu
 
 
 class CNN(nn.Module):
-    """Convolutions, then dense layers; with `dueling` a value stream of the same sizes (Wang et al. 2016)."""
+    """Convolutions, then dense layers; with `dueling` a value stream of the same sizes (Wang et al. 2016).
+
+    With a `rank` the first dense layer is a product of two, of which the first has so many units and no bias.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class CNN(nn.Module):
         activation: str = "relu",
         hidden_activation: str = "relu",
         dueling: bool = False,
+        rank: int = 0,
     ) -> None:
         super().__init__()
         features = prod(feature_shape(input_shape, filters))
@@ -63,6 +67,9 @@ class CNN(nn.Module):
         self.padding = [_padding(layer) for layer in filters]
         self.activation = ACTIVATIONS[activation]()
         self.head = dense([features, *hidden, outputs], hidden_activation, last_activation=False)
+        if rank:
+            inner = int(self.head[0].out_features)  # type: ignore[arg-type]
+            self.head[0] = nn.Sequential(nn.Linear(features, rank, bias=False), nn.Linear(rank, inner))
         self.value = dense([features, *hidden, 1], hidden_activation, last_activation=False) if dueling else None
 
     def forward(self, x: Tensor) -> Tensor:

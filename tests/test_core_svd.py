@@ -1,0 +1,86 @@
+"""The teacher with dense layers of low rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gasim_ray.actors.workers import make_learner
+from gasim_ray.config import build_config
+from gasim_ray.core.distill import new_student
+from gasim_ray.core.model import Model, ModelConfig, save_model
+from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.settings import StudentSettings
+from gasim_ray.core.svd import factor, low_rank, svd_obstacle
+from gasim_ray.errors import UserError
+
+#: 4 x 9 x 9 features after the convolution.
+NETWORK: dict[str, Any] = {"name": "cnn", "filters": [[4, 4, 3]], "hidden": [12]}
+SPEC = replace(tiny.GREY, shape=(1, 28, 28))
+
+
+def teacher(value: bool = False, scale: float = 1.0) -> Model:
+    torch.manual_seed(0)
+    return Model(ModelConfig(NETWORK, SPEC, 3, "logits", scale, value=value)).frozen()
+
+
+def student(of: Model, **changed: Any) -> Model:
+    return new_student(of, StudentSettings(architecture={**NETWORK, **changed}), 1).eval()
+
+
+@pytest.mark.parametrize(("value", "scale"), [(False, 1.0), (True, 1.0), (False, 5.0)])
+def test_at_full_rank_nothing_is_lost(value: bool, scale: float) -> None:
+    whole = teacher(value, scale)
+    low = student(whole, rank=12)
+    assert svd_obstacle(whole, low) is None
+    factor(whole, low)
+    observations = torch.randint(0, 255, (50, 1, 28, 28), dtype=torch.uint8)
+    expected = policy_logits(whole(observations), scale)
+    torch.testing.assert_close(policy_logits(low(observations), 1.0), expected, atol=1e-4, rtol=1e-3)
+
+
+@given(rank=st.integers(1, 8))
+def test_no_product_of_that_rank_is_nearer(rank: int) -> None:
+    weight = torch.randn((8, 20), generator=torch.Generator().manual_seed(rank))
+    left, right = low_rank(weight, rank)
+    assert (left.shape, right.shape) == ((8, rank), (rank, 20))
+    error = float((weight - left @ right).norm())
+    assert error == pytest.approx(float(torch.linalg.svdvals(weight)[rank:].norm()), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, "no layer of lower rank"),
+        ({"rank": 2, "hidden": [10]}, r"head\.0\.weight is \[12, 324\] in the teacher, \[10, 324\] in the student"),
+        ({"rank": 2, "hidden": [12, 12]}, r"head\.2\.weight is \[3, 12\] in the teacher, \[12, 12\]"),
+        ({"rank": 2, "filters": [[4, 4, 4]]}, r"head\.0\.weight is \[12, 324\] in the teacher"),
+    ],
+)
+def test_what_is_not_the_teacher_at_a_lower_rank(tmp_path: Any, changed: dict[str, Any], message: str) -> None:
+    whole = teacher()
+    assert svd_obstacle(whole, student(whole, **changed))
+    save_model(whole, tmp_path)
+    tree = tiny.tree(tmp_path, student={"architecture": {**NETWORK, **changed}, "init": "svd"})
+    with pytest.raises(UserError, match=f"student.init: 'svd' does not fit, .*{message}"):
+        make_learner(whole, build_config(tree), "cpu", None)
+
+
+def test_a_learner_starts_from_it(tmp_path: Any) -> None:
+    whole = teacher()
+    save_model(whole, tmp_path)
+    for init in ("svd", "auto"):
+        tree = tiny.tree(tmp_path, student={"architecture": {**NETWORK, "rank": 3}, "init": init})
+        learner = make_learner(whole, build_config(tree), "cpu", None)
+        weights = learner.student.network.state_dict()
+        torch.testing.assert_close(
+            weights["convolutions.0.weight"], whole.network.state_dict()["convolutions.0.weight"]
+        )
+        product = weights["head.0.1.weight"] @ weights["head.0.0.weight"]
+        assert int(torch.linalg.matrix_rank(product)) == 3
