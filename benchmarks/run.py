@@ -46,7 +46,7 @@ from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill, knowledge_level
 from gasim_ray.run_folder import RunFolder, versions
-from gasim_ray.tasks import training_of
+from gasim_ray.tasks import TASKS, training_of
 from gasim_ray.teachers import load_teacher
 from gasim_ray.training.classifier import ClassifierTraining, train_classifier
 from gasim_ray.training.command import show
@@ -67,7 +67,10 @@ def main() -> int:
 def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> None:
     """Run the pending cells that are asked for, within the budget, and say what stays pending."""
     done = current_results(suite)
-    pending = [c for c in load_suite(suite) if c.name not in done and c.size == size and matches(c, only)]
+    asked = [c for c in load_suite(suite) if c.name not in done and c.size == size and matches(c, only)]
+    # A policy's teacher is trained by a command of its own, in many sittings.
+    waiting = [c for c in asked if not c.has_teacher and c.task not in TASKS]
+    pending = [c for c in asked if c not in waiting]
     deadline = time.monotonic() + 60 * budget_minutes
     connect()
     print(f"{suite}: {len(done)} cells recorded, {len(pending)} to run")
@@ -85,6 +88,8 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
         pending.pop(0)
     if pending:
         print(f"pending: {', '.join(cell.name for cell in pending)}")
+    for folder in dict.fromkeys(cell.teacher for cell in waiting):
+        print(f"pending until there is a teacher in {folder}: `gasim teacher train --env ... --out {folder}`")
 
 
 def make_teacher(cell: Cell, deadline: float) -> None:

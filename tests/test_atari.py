@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from conftest import Gasim
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from rich.console import Console
 
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
@@ -22,10 +24,12 @@ from gasim_ray.core.prune import cut_down, prune_obstacle
 from gasim_ray.core.settings import StudentSettings
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import STICKY, EvaluationGames, sticky_of, with_sticky
-from gasim_ray.evaluation.compare import evaluate_run
+from gasim_ray.evaluation.compare import chance, evaluate_run, normalised
 from gasim_ray.evaluation.environments import check_environment, environment_spec
 from gasim_ray.evaluation.episodes import evaluate_return
-from gasim_ray.evaluation.tasks import EnvironmentTask
+from gasim_ray.evaluation.intervals import mean_interval
+from gasim_ray.evaluation.table import evaluation_table
+from gasim_ray.evaluation.tasks import EnvironmentTask, Score
 from gasim_ray.training.actor_critic import initialise
 from gasim_ray.training.array_ppo import advantages
 from gasim_ray.training.progress import Progress
@@ -190,4 +194,21 @@ def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it
     rows = {row.name: row for row in measured.rows}
     assert rows["student"].parameters < rows["teacher"].parameters
     assert rows["teacher"].score.interval.mean <= -15
+    assert rows["teacher"].score.sticky is not None
     assert 0 <= rows["student"].agreement <= 1
+    printed = StringIO()
+    Console(file=printed, width=120).print(evaluation_table([measured]))
+    assert "random_actions" in printed.getvalue()
+    assert "norm." in printed.getvalue()
+
+
+def test_scores_are_normalised_between_random_actions_and_the_teacher() -> None:
+    teacher, student, random = (Score(mean_interval(np.array([mean, mean]))) for mean in (18.0, 9.0, -21.0))
+    assert normalised(student, teacher, random) == pytest.approx(30 / 39)
+    assert (normalised(teacher, teacher, random), normalised(random, teacher, random)) == (1.0, 0.0)
+    assert normalised(student, random, teacher) is None
+
+
+def test_chance_chooses_every_action_alike() -> None:
+    chosen = chance(policy().config)(torch.zeros((6_000, 4, 84, 84), dtype=torch.uint8)).argmax(1)
+    assert (torch.bincount(chosen, minlength=6) > 800).all()

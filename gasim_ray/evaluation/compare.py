@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gasim_ray.core.model import Model, load_model
+from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers, check_same_task, kl_nats, same_action
+from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.controls import Distil, control_models
 from gasim_ray.evaluation.latency import latency_ms
 from gasim_ray.evaluation.modes import ModeShares, modes_of_run
@@ -20,6 +21,8 @@ from gasim_ray.evaluation.tasks import TEACHER, Metric, Score, Task
 from gasim_ray.run_folder import RunFolder, saved_config
 
 STUDENT = "student"
+#: Atari's games only: actions drawn at random, from which normalised scores count.
+CHANCE = "random_actions"
 
 #: Size of the batch whose latency is measured beside that of one observation.
 LATENCY_BATCH = 256
@@ -43,6 +46,8 @@ class Row:
     latency_one_ms: float
     #: The same for LATENCY_BATCH observations.
     latency_batch_ms: float
+    #: Atari's games only: its return above random actions' as a share of the teacher's above them.
+    normalised: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
     check_same_task(teacher.config, student.config)
     task.check(teacher.config, TEACHER)
     controls = control_models(run, student.config, teacher, task, distil)
+    if is_atari(task.name):
+        controls[CHANCE] = chance(teacher.config)
     evaluation = evaluate_models(run.resolve().name, {TEACHER: teacher, STUDENT: student, **controls}, task)
     try:
         evaluation = replace(evaluation, modes=modes_of_run(run, task))
@@ -117,7 +124,20 @@ def evaluate_models(run: str, models: Mapping[str, Model], task: Task) -> Evalua
         _row(name, model, scores[name], answers(model, observations, name), expected, teacher.config.output_scale)
         for name, model in models.items()
     ]
+    if CHANCE in scores:
+        rows = [replace(row, normalised=normalised(row.score, scores[TEACHER], scores[CHANCE])) for row in rows]
     return Evaluation(run, task.name, task.metric, len(observations), tuple(rows))
+
+
+def chance(teacher: ModelConfig) -> Model:
+    """A policy of random actions where the teacher plays."""
+    return Model(replace(teacher, architecture={"name": "chance"}, outputs="logits", output_scale=1.0, value=False))
+
+
+def normalised(score: Score, teacher: Score, random: Score) -> float | None:
+    """(score - random) / (teacher - random), as Mnih et al. 2015 normalise by humans; None for a teacher no better."""
+    span = teacher.interval.mean - random.interval.mean
+    return (score.interval.mean - random.interval.mean) / span if span > 0 else None
 
 
 def _row(name: str, model: Model, score: Score, outputs: Tensor, expected: Tensor, teacher_scale: float) -> Row:

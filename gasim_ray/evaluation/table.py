@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
+from gasim_ray.evaluation.atari import STICKY
 from gasim_ray.evaluation.compare import LATENCY_BATCH, Evaluation, Row
 from gasim_ray.evaluation.intervals import Interval
 from gasim_ray.evaluation.tasks import Metric
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Rows of one run or of several, each run under its own heading line; fits 80 columns.
+    """Rows of one run or of several, each run under its own heading line; fits 80 columns, but for games.
 
     Accuracies are given in percent and latencies in milliseconds; intervals hold 95 %.
     """
     metrics = sorted({e.metric for e in evaluations})
     classifiers = "accuracy" in metrics
+    games = any(row.score.sticky for e in evaluations for row in e.rows)
     title = ", ".join(sorted({e.task for e in evaluations}))
     table = Table(title=title, caption=_caption(evaluations), box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("model", no_wrap=True)
@@ -27,6 +29,9 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     if classifiers:
         table.add_column("worst %", justify="right", overflow="fold")
+    if games:
+        for column in ("norm.", "sticky"):
+            table.add_column(column, justify="right", no_wrap=True)
     for evaluation in evaluations:
         if len(evaluations) > 1:
             table.add_section()
@@ -39,6 +44,10 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
 def _caption(evaluations: Sequence[Evaluation]) -> str:
     counts = " / ".join(f"{e.observations:,}" for e in evaluations)
     caption = f"agreement and KL (nats) on {counts} real observations of the teacher; size in parameters"
+    if any(row.score.sticky for e in evaluations for row in e.rows):
+        caption += (
+            f"\nnorm.: 0 for random actions, 1 for the teacher; sticky: return if actions repeat with {STICKY}"
+        )
     for modes in (e.modes for e in evaluations if e.modes is not None):
         shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in modes.shares.items())
         caption += f"\nhidden modes of what was invented, in percent: {shares}; recall {100 * modes.recall:.0f} %"
@@ -55,6 +64,8 @@ def _cells(row: Row, metric: Metric, classifiers: bool) -> list[str]:
         f"{row.latency_one_ms:.2f}",
         f"{row.latency_batch_ms:.2f}",
     ]
+    if row.score.sticky:
+        cells += ["-" if row.normalised is None else f"{row.normalised:.2f}", f"{row.score.sticky.mean:.1f}"]
     if classifiers and row.score.worst_class_accuracy is not None:
         cells.append(f"{row.score.worst_class} {100 * row.score.worst_class_accuracy:.1f}")
     return cells

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers
+from gasim_ray.evaluation.atari import STICKY, is_atari, sticky_of, with_sticky
 from gasim_ray.evaluation.datasets import Dataset
 from gasim_ray.evaluation.environments import check_environment
 from gasim_ray.evaluation.episodes import Observations, evaluate_many, evaluate_return
@@ -39,6 +40,8 @@ class Score:
     worst_class: str | None = None
     #: Classifiers only: the fraction of it that is recognised.
     worst_class_accuracy: float | None = None
+    #: Atari's games only: the mean return where actions are sticky, with its 95 % interval.
+    sticky: Interval | None = None
 
 
 class Task(Protocol):
@@ -88,7 +91,11 @@ class EnvironmentTask:
     def measure(self, models: Mapping[str, Model]) -> tuple[dict[str, Score], Observations]:
         """See Task; the observations are states that the teacher visited."""
         played = evaluate_many(models, self.name, self.episodes, self.seed, {TEACHER: KEPT_STATES}, self.local)
-        return {name: Score(mean_interval(p.returns)) for name, p in played.items()}, played[TEACHER].observations
+        scores = {name: Score(mean_interval(p.returns)) for name, p in played.items()}
+        if is_atari(self.name) and not sticky_of(self.name):
+            again = evaluate_many(models, with_sticky(self.name, STICKY), self.episodes, self.seed, {}, self.local)
+            scores = {name: replace(s, sticky=mean_interval(again[name].returns)) for name, s in scores.items()}
+        return scores, played[TEACHER].observations
 
     def training_observations(self, teacher: Model) -> Observations:
         """See Task; states from other episodes of the teacher."""

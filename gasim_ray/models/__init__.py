@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from gasim_ray.errors import UserError
+from gasim_ray.models.chance import Chance
 from gasim_ray.models.cnn import CNN
 from gasim_ray.models.impala import Impala
 from gasim_ray.models.lenet import LeNet5
@@ -23,6 +24,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "lenet5": LeNet5,
     "cnn": CNN,
     "impala": Impala,
+    "chance": Chance,
     "resnet": ResNet,
     "wide_resnet": WideResNet,
 }
