@@ -203,11 +203,25 @@ DEMO_TEACHER = Path(__file__).parent / "assets" / "acrobot-dqn"
 DEMO_SECONDS = 15.0
 DEMO_EPISODES = 50
 
+
+def status_command(arguments: list[str]) -> None:
+    """Show where the runs on a cluster stand."""
+    parser = argparse.ArgumentParser(prog="gasim status", description="Shows where the runs on a cluster stand.")
+    parser.add_argument("address", nargs="?", help="HEAD:6379; by default the cluster that this machine belongs to")
+    given = parser.parse_args(arguments)
+    from gasim_ray.actors.status import connect_to, read_status, status_lines
+
+    connect_to(given.address)
+    runs = read_status()
+    print("\n".join(status_lines(runs) if runs else ["no run is under way"]))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo_command,
     "distill": distill_command,
     "evaluate": evaluate_command,
     "compare": compare_command,
     "tune": tune_command,
+    "status": status_command,
     "teacher": teacher_command,
 }

@@ -52,6 +52,12 @@ class Progress:
     restarts: int = 0
     #: Generator actors that answered since they were started.
     actors_alive: int = 0
+    #: Orders that generators have not yet answered.
+    orders_in_flight: int = 0
+    #: Running mean of the seconds in which a batch is labelled.
+    teacher_seconds: float = float("nan")
+    #: Share of its time in which the learner updates the student, since this process began.
+    learner_busy: float = 0.0
 
 
 @dataclass
@@ -71,6 +77,7 @@ class Loop:
         self.next_order = [0] * self.config.generator.actors
         self.generations: dict[int, int] = {}
         self.answered: set[int] = set()
+        self.busy = 0.0
         self.weights = self.workers.student_weights()
         self.orders: dict[Answer, int] = {}
         self.updates: list[Answer] = []
@@ -78,10 +85,13 @@ class Loop:
 
     def run(self) -> Progress:
         """Run to the end of the budget; returns the last progress."""
-        started = time.perf_counter() - self.progress.seconds
+        before = self.progress.seconds
+        started = time.perf_counter() - before
         step = self._round if self.config.local or self.config.synchronous else self._pump
         while True:
             self.progress.seconds = time.perf_counter() - started - self.idle
+            self.progress.orders_in_flight = len(self.orders)
+            self.progress.learner_busy = min(1.0, self.busy / max(1e-9, self.progress.seconds - before))
             self._measure_budget()
             self.report(self)
             if self.progress.spent >= 1.0 or self.stop():
@@ -140,6 +150,7 @@ class Loop:
         self.generations[info.generator] = info.generation
         p = self.progress
         p.agreement = mixed(p.agreement, info.agreement)
+        p.teacher_seconds = mixed(p.teacher_seconds, info.teacher_seconds)
         p.actors_alive = len(self.answered)
 
     def _replace(self, actor: int) -> None:
@@ -169,6 +180,7 @@ class Loop:
             self.weights = answer.payload
             p = self.progress
             p.student_steps, p.loss, p.pool_size = report.student_step, report.loss, report.pool_size
+            self.busy += report.seconds
 
     def _drain(self) -> None:
         self._finish_updates(self.updates)

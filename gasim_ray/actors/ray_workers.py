@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util import get_current_placement_group
 from ray.util.metrics import Gauge
 
+from gasim_ray.actors.status import leave_status, take_status_back
 from gasim_ray.actors.workers import Answer, WorkerLost, make_learner, make_prior, make_synthesizer, use_threads
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.learner import Learner
@@ -160,14 +162,21 @@ class RayWorkers:
             self.read(generator.load_state_dict.remote(state))
 
     def publish(self, figures: Mapping[str, float]) -> None:
-        """See Workers: Ray metrics named gasim_<figure>."""
+        """See Workers: Ray metrics named gasim_<figure>, and the line of `gasim status`."""
         for name, value in figures.items():
             if name not in self.gauges:
                 self.gauges[name] = Gauge(f"gasim_{name}", description=f"gasim: {name}; see metrics.csv")
             self.gauges[name].set(value)
+        leave_status(self.run, f"{Path(self.config.teacher).name}, {self.config.method}", figures)
+
+    @property
+    def run(self) -> str:
+        """Where the run is written."""
+        return self.config.out or str(self.config.run_folder())
 
     def close(self) -> None:
         """See Workers."""
+        take_status_back(self.run)
         for actor in [self.learner, *self.generators]:
             ray.kill(actor)
 

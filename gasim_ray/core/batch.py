@@ -29,6 +29,8 @@ class BatchInfo:
     objective: float
     #: Seconds that making it took.
     seconds: float
+    #: Of these, seconds in which it was labelled by the teacher and compared with the student.
+    teacher_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

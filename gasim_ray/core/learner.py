@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class LearnerReport:
     loss: float
     #: Observations in the pool.
     pool_size: int
+    #: Seconds that the update took.
+    seconds: float = 0.0
 
 
 class Learner:
@@ -50,6 +53,7 @@ class Learner:
 
         progress: share of the budget that is spent, 0 to 1; sets the learning rate and how much of the replay is hard.
         """
+        started = time.perf_counter()
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
         for batch in batches:
@@ -57,8 +61,8 @@ class Learner:
             self.pool.add(*self.newest)
         count = self.settings.steps * max(1, len(batches))
         losses = [self._step(self.pool_settings.hard_share(progress)) for _ in range(count)]
-        report = LearnerReport(self.steps, float(torch.stack(losses).mean()), len(self.pool))
-        return report, self.weights()
+        loss = float(torch.stack(losses).mean())
+        return LearnerReport(self.steps, loss, len(self.pool), time.perf_counter() - started), self.weights()
 
     def _to_device(self, batch: SyntheticBatch) -> tuple[Tensor, Tensor]:
         observations, logits = torch.tensor(batch.observations), torch.tensor(batch.teacher_logits)

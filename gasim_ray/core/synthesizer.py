@@ -87,7 +87,9 @@ class Synthesizer:
         if self.contrast is not None:
             self.contrast.remember(emitted)
         observations = views(emitted, self.settings, self.spec, random)
+        labelling = time.perf_counter()
         logits, agreement = self._label(observations)
+        ended = time.perf_counter()
         info = BatchInfo(
             generator=self.actor * len(self.slots) + index,
             generation=slot.generation,
@@ -96,7 +98,8 @@ class Synthesizer:
             count=len(observations),
             agreement=agreement,
             objective=value,
-            seconds=time.perf_counter() - started,
+            seconds=ended - started,
+            teacher_seconds=ended - labelling,
         )
         return info, SyntheticBatch(observations.cpu().numpy(), logits.cpu().numpy(), info)
 

@@ -45,9 +45,7 @@ def _caption(evaluations: Sequence[Evaluation]) -> str:
     counts = " / ".join(f"{e.observations:,}" for e in evaluations)
     caption = f"agreement and KL (nats) on {counts} real observations of the teacher; size in parameters"
     if any(row.score.sticky for e in evaluations for row in e.rows):
-        caption += (
-            f"\nnorm.: 0 for random actions, 1 for the teacher; sticky: return if actions repeat with {STICKY}"
-        )
+        caption += f"\nnorm.: 0 for random actions, 1 for the teacher; sticky: return if actions repeat with {STICKY}"
     for modes in (e.modes for e in evaluations if e.modes is not None):
         shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in modes.shares.items())
         caption += f"\nhidden modes of what was invented, in percent: {shares}; recall {100 * modes.recall:.0f} %"

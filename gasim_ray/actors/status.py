@@ -1,0 +1,87 @@
+"""Where the runs on a cluster stand: each driver leaves a line in the cluster's store, and `gasim status` reads them.
+
+The store is that of Ray's head, so it is there wherever the driver runs, and goes with the cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.experimental import internal_kv
+
+from gasim_ray.actors.loop import Progress
+from gasim_ray.errors import UserError
+from gasim_ray.report.display import line
+
+NAMESPACE = b"gasim"
+#: A run that has not been heard of for so many seconds is shown as silent.
+SILENT_SECONDS = 30.0
+#: Seconds in which a head has to answer.
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run's driver last said."""
+
+    #: Where the run is written.
+    run: str
+    #: `<teacher>, <method>`.
+    what: str
+    #: Seconds since it was said.
+    age: float
+    #: The fields of actors.loop.Progress.
+    figures: Mapping[str, Any]
+
+
+def leave_status(run: str, what: str, figures: Mapping[str, Any]) -> None:
+    """Leave or replace the line of a run; for its driver, while connected."""
+    said = json.dumps({"what": what, "time": time.time(), "figures": dict(figures)})
+    internal_kv._internal_kv_put(run.encode(), said.encode(), namespace=NAMESPACE)
+
+
+def take_status_back(run: str) -> None:
+    """Remove the line of a run that has ended."""
+    internal_kv._internal_kv_del(run.encode(), namespace=NAMESPACE)
+
+
+def read_status() -> list[Status]:
+    """The lines of all runs, while connected."""
+    found = []
+    for key in internal_kv._internal_kv_list(b"", namespace=NAMESPACE):
+        if said := internal_kv._internal_kv_get(key, namespace=NAMESPACE):
+            left = json.loads(said)
+            found.append(Status(key.decode(), left["what"], time.time() - left["time"], left["figures"]))
+    return sorted(found, key=lambda status: status.run)
+
+
+def connect_to(address: str | None) -> None:
+    """Join a cluster that is there; raises UserError if there is none."""
+    try:
+        if address:
+            # Ray itself would try for a minute and then end the process.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"address: no Ray cluster at {address or 'this machine'} ({reason}); give HEAD:6379") from error
+
+
+def status_lines(runs: Sequence[Status]) -> list[str]:
+    """Two lines a run: which it is, and its progress as the run itself shows it, with its mean rates."""
+    lines = []
+    for status in runs:
+        progress = Progress(**status.figures)
+        seconds = max(progress.seconds, 1e-9)
+        silent = ", silent" if status.age > SILENT_SECONDS else ""
+        lines.append(f"{status.run} ({status.what}), {status.age:.0f} s ago{silent}")
+        lines.append("  " + line(progress, (progress.observations / seconds, progress.student_steps / seconds)))
+    return lines
