@@ -13,7 +13,7 @@ from gasim_ray.tuning.validation import combined
 
 SUITE = "sweeps"
 #: Sweep -> fresh seeds with which its best is compared with the presets.
-FRESH_SEEDS = {"acrobot-dqn": 5, "lunarlander-dqn": 5, "mnist": 3, "diversity-lunarlander-dqn": 0}
+FRESH_SEEDS = {"cartpole-dqn": 5, "acrobot-dqn": 5, "lunarlander-dqn": 5, "mnist": 3, "diversity-lunarlander-dqn": 0}
 #: Trials are kept there.
 TRIALS = ROOT / "results" / SUITE
 PRESETS = ("gasim", "gas")
