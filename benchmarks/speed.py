@@ -8,6 +8,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from benchmarks.ppo_cost import by_plain_loop, by_rllib
 from benchmarks.sweep_cost import by_loop, by_sweep, seconds_of
 from gasim_ray.actors.loop import Loop
 from gasim_ray.config import DistillConfig
@@ -76,5 +77,6 @@ def rate_of(variant: Callable[[DistillConfig], DistillConfig]) -> Side:
 SIDES: dict[str, tuple[str, tuple[Side, Side]]] = {
     "ray-over-local": ("observations_per_second", (rate_of(one_actor), rate_of(local))),
     "two-actors-over-one": ("observations_per_second", (rate_of(two_actors), rate_of(one_actor))),
+    "rllib-over-plain-ppo": ("environment_steps_per_second", (by_rllib, by_plain_loop)),
     "sweep-over-loop": ("seconds", (seconds_of(by_sweep), seconds_of(by_loop))),
 }

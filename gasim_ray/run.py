@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Interrupted(KeyboardInterrupt):
 def distill(
     config: DistillConfig, display: Display, resume: bool = False, overwrite: bool = False, watch: Watch | None = None
 ) -> Path:
-    """Distil the teacher into a student; returns the run's folder, of an address the one that is copied there.
+    """Distil the teacher into a student; returns the run's folder, which is gone if `out` is an address.
 
     `watch` may raise to end the run.
 
@@ -56,29 +56,32 @@ def distill(
     teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
     check_objective(teacher, config.generator, config.objective)
-    mirror = Mirror(config.out) if is_address(config.out) else None
-    folder = RunFolder(mirror.folder if mirror else config.run_folder())
-    if mirror and resume:
-        mirror.download()
-    state = folder.resume(config) if resume else None
-    workers = start_workers(teacher, config)
-    try:
-        if state is None:
-            try:
-                if mirror:
-                    mirror.begin(overwrite)
-                folder.begin(config, overwrite)
-            except OSError as error:
-                raise UserError(f"out: {folder.path} cannot be written ({error.strerror})") from error
+    with Mirror(config.out) if is_address(config.out) else nullcontext() as mirror:
+        folder = RunFolder(mirror.folder if mirror else config.run_folder())
+        if mirror and resume:
+            mirror.download()
+        state = folder.resume(config) if resume else None
+        workers = start_workers(teacher, config)
         try:
+            if state is None:
+                begin(folder, config, overwrite, mirror)
             progress, learner = _drive(workers, config, folder, state, display, student, watch, mirror)
-            _finish(folder, config, student, learner, progress)
         finally:
-            if mirror:
-                mirror.finish()
-    finally:
-        workers.close()
-    return folder.path
+            workers.close()
+        _finish(folder, config, student, learner, progress)
+        return folder.path
+
+
+def begin(folder: RunFolder, config: DistillConfig, overwrite: bool, mirror: Mirror | None) -> None:
+    """Make the folder, and the address if there is one; raises UserError if either is taken or cannot be written."""
+    try:
+        if mirror:
+            mirror.claim(overwrite)
+        folder.begin(config, overwrite)
+        if mirror:
+            mirror.begin()
+    except OSError as error:
+        raise UserError(f"out: {folder.path} cannot be written ({error.strerror})") from error
 
 
 def start_workers(teacher: Model, config: DistillConfig) -> Workers:
@@ -204,7 +207,7 @@ def _finish(
             "knowledge": knowledge_level(config),
             "seed": config.seed,
             "teacher": config.teacher,
-            "student": str(folder.student),
+            "student": f"{config.out or folder.path}/student",
             "metric": None,
             "teacher_score": None,
             "student_score": None,

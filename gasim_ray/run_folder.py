@@ -28,7 +28,16 @@ from gasim_ray.errors import UserError
 from gasim_ray.teachers.folder import replaced_folder
 
 #: Settings that may differ between a run and its continuation.
-FREE_ON_RESUME = ("budget", "checkpoint_seconds", "out", "snapshot_seconds")
+FREE_ON_RESUME = (
+    "budget",
+    "checkpoint_seconds",
+    "out",
+    "snapshot_seconds",
+    "elastic",
+    "student.node_label",
+    "student.cpus",
+    "generator.cpus",
+)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -84,6 +93,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def dotted(tree: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
 def saved_config(run: Path) -> DistillConfig:
     """The configuration of a run; raises UserError if there is none."""
     if not (run / "config.yaml").exists():
@@ -120,10 +137,13 @@ class RunFolder:
             # PyTorch's own text advises to open what may run code.
             reason = type(error).__name__
             raise UserError(f"{self.checkpoint}: cannot be read ({reason}); start again with --overwrite") from error
-        for key, value in plain(asdict(config)).items():
-            if key not in FREE_ON_RESUME and saved.get(key) != value:
+        before = dotted(saved)
+        for key, value in dotted(plain(asdict(config))).items():
+            free = key in FREE_ON_RESUME or key.split(".")[0] in FREE_ON_RESUME
+            # A setting that an older version did not have is as it was then: at its default.
+            if not free and key in before and before[key] != value:
                 raise UserError(
-                    f"{key}: {value} differs from {saved.get(key)} of the run in {self.path}; use another --out"
+                    f"{key}: {value} differs from {before[key]} of the run in {self.path}; use another --out"
                 )
         self._trim_metrics(state["progress"]["seconds"])
         for snapshot in self.snapshots.glob("*.?"):

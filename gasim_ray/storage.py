@@ -6,10 +6,14 @@ the run can be taken up elsewhere when the node is gone. Any file system of pyar
 
 from __future__ import annotations
 
+import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
+from urllib.parse import urlsplit
 
 from pyarrow import ArrowException, fs
 
@@ -19,6 +23,8 @@ from gasim_ray.errors import UserError
 MARKER = "config.yaml"
 #: What copying raises where a service or its credentials are not as they should be.
 FAILURES = (OSError, ArrowException)
+#: Bytes that are copied at once.
+BLOCK = 1 << 22
 
 
 def is_address(out: str) -> bool:
@@ -29,11 +35,15 @@ def is_address(out: str) -> bool:
 class Mirror:
     """The copy of a run's folder at an address; `folder` is where the run works.
 
-    Raises UserError if there is no such file system.
+    A context: at its end all is copied and the folder removed. Raises UserError for an address that leads nowhere or
+    holds a secret, which would get into the run's files.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
+        parts = urlsplit(address)
+        if parts.username or parts.password or "key" in parts.query.lower():
+            raise UserError("out: the address holds credentials, which would be written down; give them by environment")
         try:
             self.files, self.root = fs.FileSystem.from_uri(address.rstrip("/"))
         except (*FAILURES, ValueError) as error:
@@ -41,11 +51,30 @@ class Mirror:
         if not self.root.strip("/"):
             raise UserError(f"out: {address} is no address that can be written; name a folder, such as s3://bucket/run")
         self.folder = Path(tempfile.mkdtemp(prefix="gasim-"))
+        #: What is at the address -> (time, size) of the file that it is a copy of.
         self.copied: dict[Path, tuple[int, int]] = {}
         self.pool = ThreadPoolExecutor(1)
         self.under_way: Future[None] | None = None
 
-    def begin(self, overwrite: bool) -> None:
+    def __enter__(self) -> Mirror:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.pool.shutdown()
+        if not self.copied:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        try:
+            self._copy_what_is_new()
+        except FAILURES as failure:
+            told = f"out: {self.address} cannot be written ({first_line(failure)}); the run is in {self.folder}"
+            if error is None:
+                raise UserError(told) from failure
+            print(f"warning: {told}", file=sys.stderr)  # what ended the run is told as well
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def claim(self, overwrite: bool) -> None:
         """Make sure that the address is free; raises UserError if a run or something else is there."""
         try:
             there = self.files.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
@@ -59,6 +88,13 @@ class Mirror:
         except FAILURES as error:
             raise UserError(f"out: {self.address} cannot be read ({first_line(error)})") from error
 
+    def begin(self) -> None:
+        """Copy the marker, which tells others that the address is taken; raises UserError if it cannot be written."""
+        try:
+            self._copy(self.folder / MARKER)
+        except FAILURES as error:
+            raise UserError(f"out: {self.address} cannot be written ({first_line(error)})") from error
+
     def download(self) -> None:
         """Bring what is there into the folder; raises UserError if no run is."""
         selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
@@ -68,8 +104,9 @@ class Mirror:
                 place = self._inside(info.path)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with self.files.open_input_stream(info.path) as source, place.open("wb") as copy:
-                    while block := source.read(1 << 22):
+                    while block := source.read(BLOCK):
                         copy.write(block)
+                self.copied[place] = version_of(place)
         except FAILURES as error:
             raise UserError(f"out: {self.address} cannot be read ({first_line(error)})") from error
         if not (self.folder / MARKER).exists():
@@ -77,8 +114,8 @@ class Mirror:
 
     def _inside(self, path: str) -> Path:
         """Where a file of the address lies in the folder; raises UserError for a name that leads out of it."""
-        place = (self.folder / path.removeprefix(self.root).lstrip("/")).resolve()
-        if not place.is_relative_to(self.folder.resolve()):
+        place = self.folder / path.removeprefix(self.root).lstrip("/")
+        if not place.resolve().is_relative_to(self.folder.resolve()):
             raise UserError(f"out: {path} leads out of the run's folder; remove it")
         return place
 
@@ -90,38 +127,43 @@ class Mirror:
             complain(f"warning: {self.address}: {first_line(self.under_way.exception())}; the run goes on")
         self.under_way = self.pool.submit(self._copy_what_is_new)
 
-    def finish(self) -> None:
-        """Copy all that is new and wait for it; raises UserError, the folder kept, if it cannot be written."""
-        self.pool.shutdown()
-        try:
-            self._copy_what_is_new()
-        except FAILURES as error:
-            raise UserError(
-                f"out: {self.address} cannot be written ({first_line(error)}); the run is in {self.folder}"
-            ) from error
-
     def _copy_what_is_new(self) -> None:
-        for path in sorted(self.folder.rglob("*")):
-            if path.is_dir() or path.suffix == ".partial":
-                continue
-            state = path.stat()
-            version = (state.st_mtime_ns, state.st_size)
-            if self.copied.get(path) != version:
+        for path in self._whole_files():
+            if path.exists() and self.copied.get(path) != version_of(path):
                 self._copy(path)
-                self.copied[path] = version
+        for path in [path for path in self.copied if not path.exists()]:
+            self.files.delete_file(self._target(path))
+            del self.copied[path]
+
+    def _whole_files(self) -> Iterator[Path]:
+        """All but what is being written beside its place."""
+        for path in sorted(self.folder.rglob("*")):
+            beside = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
+            if path.is_file() and not beside and path.suffix != ".partial":
+                yield path
+
+    def _target(self, path: Path) -> str:
+        return f"{self.root}/{path.relative_to(self.folder).as_posix()}"
 
     def _copy(self, path: Path) -> None:
-        """A reader at the address sees the file as it was or as it is, never half of it."""
-        target = f"{self.root}/{path.relative_to(self.folder).as_posix()}"
-        whole = isinstance(self.files, fs.LocalFileSystem)
-        if whole:  # an object of a store appears when it is whole
+        """A reader at the address sees the file as it was or as it is, never a part of what is copied."""
+        target, version = self._target(path), version_of(path)
+        beside = target
+        if isinstance(self.files, fs.LocalFileSystem):  # an object of a store appears when it is whole
+            beside = f"{target}.partial"
             self.files.create_dir(target.rpartition("/")[0])
-        beside = f"{target}.partial" if whole else target
         with path.open("rb") as source, self.files.open_output_stream(beside) as copy:
-            while block := source.read(1 << 22):
+            while block := source.read(BLOCK):
                 copy.write(block)
-        if whole:
+        if beside != target:
             self.files.move(beside, target)
+        self.copied[path] = version
+
+
+def version_of(path: Path) -> tuple[int, int]:
+    """What changes when a file is written anew."""
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
 
 
 def first_line(error: BaseException | None) -> str:

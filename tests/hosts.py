@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,12 @@ def missing() -> str | None:
     """Why hosts cannot be made here, in words; None if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "hosts are made of Linux's namespaces, by root"
+    try:
+        run("unshare", "--net", "--mount", "--pid", "--fork", "true")
+        run("ip", "link", "add", f"{BRIDGE}try", "type", "bridge")
+        run("ip", "link", "delete", f"{BRIDGE}try")
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"no namespaces or bridges can be made here ({error})"
     absent = [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
 
@@ -107,10 +114,6 @@ class Host:
             self.process.wait()
             self.process = None
 
-    def cut_off(self, cut: bool) -> None:
-        """Take it off the network, or put it back."""
-        run("ip", "link", "set", f"{BRIDGE}v{self.number}", "down" if cut else "up")
-
 
 @contextmanager
 def hosts(count: int, folder: Path) -> Iterator[tuple[list[Host], Path]]:
@@ -137,7 +140,16 @@ def hosts(count: int, folder: Path) -> Iterator[tuple[list[Host], Path]]:
 def wait_until_open(host: Host, key: Path, seconds: float = 20.0) -> None:
     """Until the host lets one in; raises TimeoutError with what its sshd said."""
     deadline = time.monotonic() + seconds
-    options = ["-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    options = [
+        "-o",
+        "ConnectTimeout=5",
+        "-i",
+        key,
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        "UserKnownHostsFile=/dev/null",
+    ]
     while time.monotonic() < deadline:
         tried = subprocess.run(["ssh", *options, f"root@{host.address}", "true"], capture_output=True, check=False)
         if tried.returncode == 0:
@@ -150,6 +162,10 @@ def remove_all() -> None:
     """What an earlier, killed test may have left too."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
     for name in (line.split()[0] for line in listed.splitlines() if line.startswith(f"{BRIDGE}-")):
+        inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
+        for pid in inside.split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
         subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
     links = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
     for name in (line.split()[0].split("@")[0] for line in links.splitlines() if line.startswith(BRIDGE)):

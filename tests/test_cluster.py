@@ -21,6 +21,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 REPOSITORY = Path(__file__).parents[1]
 CLUSTER = REPOSITORY / "cluster"
+SHELL: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
 LAUNCHER = ("onprem", "aws", "gcp")
 
 
@@ -71,8 +72,13 @@ class OnPremises:
         make, install, *rest = tree["setup_commands"]
         assert "venv" in make
         assert "pip install" in install
+        names = subprocess.run(["bash", "-c", install.replace("~/gasim_env/bin/pip", "printf %s\\n")], **SHELL).stdout
+        assert names.split()[-1] == f"{Path.home()}/gasim_ray[tune]"
         environment = Path(sys.executable).parents[1]
         tree["setup_commands"] = [f"ln -sfn {environment} ~/gasim_env", *rest]
+        # However many CPUs the machine has: each host has two.
+        for commands in (tree["head_start_ray_commands"], tree["worker_start_ray_commands"]):
+            commands[-1] = commands[-1].replace("ray start", "ray start --num-cpus=2")
         self.file = folder / "onprem.yaml"
         self.file.write_text(yaml.safe_dump(tree))
         # The token is where `ray get-auth-token --generate` puts it.
@@ -170,7 +176,10 @@ def test_generators_begin_where_a_node_joins(on_premises: OnPremises) -> None:
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(on_premises.ray, "submit", *script, *DISTILL, *budget)
         wait_for(lambda: alive(run) == 3)
-        assert on_premises.on(late, f"RAY_AUTH_MODE=token ray start --address={head.address}:6379").returncode == 0
+        assert (
+            on_premises.on(late, f"RAY_AUTH_MODE=token ray start --num-cpus=2 --address={head.address}:6379").returncode
+            == 0
+        )
         wait_for(lambda: alive(run) == 5)
         ending.result()
 

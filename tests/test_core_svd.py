@@ -17,7 +17,7 @@ from gasim_ray.core.distill import new_student
 from gasim_ray.core.model import Model, ModelConfig, save_model
 from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.settings import StudentSettings
-from gasim_ray.core.svd import factor, low_rank, svd_obstacle
+from gasim_ray.core.svd import factor, low_rank, low_rank_layers, svd_obstacle
 from gasim_ray.errors import UserError
 
 #: 4 x 9 x 9 features after the convolution.
@@ -58,6 +58,7 @@ def test_no_product_of_that_rank_is_nearer(rank: int) -> None:
     ("changed", "message"),
     [
         ({}, "no layer of lower rank"),
+        ({"rank": 13}, r"rank 13 is more than head\.0\.weight has; give at most 12"),
         ({"rank": 2, "hidden": [10]}, r"head\.0\.weight is \[12, 324\] in the teacher, \[10, 324\] in the student"),
         ({"rank": 2, "hidden": [12, 12]}, r"head\.2\.weight is \[3, 12\] in the teacher, \[12, 12\]"),
         ({"rank": 2, "filters": [[4, 4, 4]]}, r"head\.0\.weight is \[12, 324\] in the teacher"),
@@ -84,3 +85,14 @@ def test_a_learner_starts_from_it(tmp_path: Any) -> None:
         )
         product = weights["head.0.1.weight"] @ weights["head.0.0.weight"]
         assert int(torch.linalg.matrix_rank(product)) == 3
+
+
+def test_a_dueling_teacher_and_other_pairs_without_a_bias_are_left_alone() -> None:
+    torch.manual_seed(0)
+    dueling = {**NETWORK, "dueling": True}
+    whole = Model(ModelConfig(dueling, SPEC, 3, "q_values", 5.0)).frozen()
+    low = new_student(whole, StudentSettings(architecture={**dueling, "rank": 2}), 1)
+    assert "dueling" in str(svd_obstacle(whole, low))
+    other = student(whole)
+    other.network.add_module("norm", torch.nn.Sequential(torch.nn.RMSNorm(4), torch.nn.Linear(4, 4)))
+    assert low_rank_layers(other) == []

@@ -23,7 +23,7 @@ def test_a_status_is_there_until_it_is_taken_back(on_cluster: None) -> None:
     first, second = status_lines([status])
     assert first.startswith("runs/mine (acrobot-dqn, gasim), ")
     assert "0 actors alive, 0 restarts" in second
-    take_status_back("runs/mine")
+    take_status_back()
     assert read_status() == []
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,7 +81,11 @@ def test_a_run_at_an_address_is_whole_and_is_taken_up_elsewhere(
     longer = gasim("distill", config_file(tree), "--budget.student_steps", 80, "--resume")
     assert longer.wait() == 0, longer.communicate()[1]
     after = at(address, tmp_path / "after")
-    assert (after / "metrics.csv").read_text().startswith((run / "metrics.csv").read_text()[:20])
+    earlier, later = ((folder / "metrics.csv").read_text().splitlines() for folder in (run, after))
+    assert later[: len(earlier) - 1] == earlier[:-1]  # the last row may be later than the checkpoint
+    steps = [int(row["student_steps"]) for row in csv.DictReader(later)]
+    assert steps == sorted(steps)
+    assert steps[-1] >= 80
     assert load_model(after / "student").config == before.config
     assert yaml.safe_load((after / "config.yaml").read_text())["out"] == address
 
@@ -98,10 +104,12 @@ def test_what_overwrite_replaces_is_a_run(address: str) -> None:
     with files.open_output_stream(f"{root}/thesis.tex") as file:
         file.write(b"years of work")
     with pytest.raises(UserError, match="holds something else than a run"):
-        Mirror(address).begin(overwrite=True)
+        Mirror(address).claim(overwrite=True)
     with files.open_output_stream(f"{root}/config.yaml") as file:
         file.write(b"seed: 0")
-    Mirror(address).begin(overwrite=True)
+    with pytest.raises(UserError, match="go on with --resume"):
+        Mirror(address).claim(overwrite=False)
+    Mirror(address).claim(overwrite=True)
     assert files.get_file_info(fs.FileSelector(root, allow_not_found=True)) == []
 
 
@@ -118,7 +126,57 @@ def test_addresses_of_nothing(wrong: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_address_that_is_down_ends_the_run_with_its_folder_kept(
+def test_what_could_not_be_copied_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> Iterator[Mirror]:
+        with Mirror(f"file://{tmp_path}/{len(list(tmp_path.iterdir()))}") as mirror:
+            (mirror.folder / "config.yaml").write_text("seed: 0")
+            mirror.begin()
+            (mirror.folder / "result").write_text("years of work")
+            shutil.rmtree(mirror.root)
+            Path(mirror.root).touch()
+            yield mirror
+
+    run = broken()
+    kept = next(run).folder
+    with pytest.raises(UserError, match=f"cannot be written .*; the run is in {kept}"):
+        next(run)
+    assert (kept / "result").read_text() == "years of work"
+    # What ended the run is told, not what came after it.
+    run = broken()
+    next(run)
+    with pytest.raises(KeyboardInterrupt):
+        run.throw(KeyboardInterrupt)
+    assert "warning: out: file://" in capsys.readouterr().err
+
+
+def test_the_address_holds_what_the_folder_does(tmp_path: Path) -> None:
+    with Mirror(f"file://{tmp_path}/run") as mirror:
+        for name in ("config.yaml", "snapshots/1.0/a", "snapshots/.2.0.new/a", "state.partial"):
+            (mirror.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (mirror.folder / name).write_text(name)
+        mirror.begin()
+        mirror.start_upload(print)
+        assert mirror.under_way is not None
+        mirror.under_way.result()
+        assert found(tmp_path / "run") == {"config.yaml", "snapshots/1.0/a"}
+        shutil.rmtree(mirror.folder / "snapshots")
+    assert found(tmp_path / "run") == {"config.yaml"}
+    assert not mirror.folder.exists()
+
+
+def found(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("wrong", ["s3://someone:secret@bucket/run", "s3://bucket/run?access_key=a&secret_key=secret"])
+def test_an_address_with_credentials_is_refused_without_repeating_them(wrong: str) -> None:
+    with pytest.raises(UserError, match="give them by environment") as caught:
+        Mirror(wrong)
+    assert "secret@" not in str(caught.value)
+    assert "=secret" not in str(caught.value)
+
+
+def test_an_address_that_is_down_ends_the_run_before_it_begins(
     tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], gasim: Gasim
 ) -> None:
     nowhere = {

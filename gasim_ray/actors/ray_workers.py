@@ -101,8 +101,10 @@ class RayWorkers:
             .remote(self.teacher, config)
         )
         self.generators = [self._start(actor) for actor in range(config.generator.actors)]
-        awaited = [self.learner] if config.elastic else [self.learner, *self.generators]
-        ray.get([actor.__ray_ready__.remote() for actor in awaited])
+        ready = [actor.__ray_ready__.remote() for actor in (self.learner, *self.generators)]
+        # The clock of an elastic run begins with its first generator, which may have to wait for a node.
+        ray.get(ready[0] if config.elastic else ready)
+        ray.wait(ready[1:], num_returns=1)
 
     def _start(self, actor: int) -> Any:
         generator = self.config.generator
@@ -167,18 +169,14 @@ class RayWorkers:
             if name not in self.gauges:
                 self.gauges[name] = Gauge(f"gasim_{name}", description=f"gasim: {name}; see metrics.csv")
             self.gauges[name].set(value)
-        leave_status(self.run, f"{Path(self.config.teacher).name}, {self.config.method}", figures)
-
-    @property
-    def run(self) -> str:
-        """Where the run is written."""
-        return self.config.out or str(self.config.run_folder())
+        place = self.config.out or str(self.config.run_folder().absolute())
+        leave_status(place, f"{Path(self.config.teacher).name}, {self.config.method}", figures)
 
     def close(self) -> None:
         """See Workers."""
-        take_status_back(self.run)
         for actor in [self.learner, *self.generators]:
             ray.kill(actor)
+        take_status_back()
 
 
 def learner_gpus(config: DistillConfig) -> float:
@@ -192,14 +190,14 @@ def check_resources(config: DistillConfig) -> None:
     What a run before this one is still letting go of is waited for.
     """
     generator, wanted_label = config.generator, label(config) or {}
-    labels = [node["Labels"] for node in ray.nodes() if node["Alive"]]
-    if not any(wanted_label.items() <= found.items() for found in labels):
+    learner, *others = bundles(config)
+    labelled = [n for n in ray.nodes() if n["Alive"] and wanted_label.items() <= n["Labels"].items()]
+    if wanted_label and all(lacking(learner, node["Resources"]) for node in labelled):
         raise UserError(
-            f"student.node_label: no node has {config.student.node_label}; start one with "
-            f"`ray start --labels={config.student.node_label}`, or leave it out"
+            f"student.node_label: no node with {config.student.node_label} has what the learner reserves ({learner}); "
+            f"start one with `ray start --labels={config.student.node_label}`, or leave it out"
         )
-    # An elastic run begins with one generator, wherever the others will be.
-    wanted = summed(bundles(config)[:2] if config.elastic else bundles(config))
+    wanted = learner if config.elastic else summed([learner, *others])
     deadline = time.monotonic() + RELEASE_SECONDS
     while short := lacking(wanted, ray.available_resources()):
         if lacking(wanted, ray.cluster_resources()) or time.monotonic() > deadline:

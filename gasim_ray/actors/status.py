@@ -10,10 +10,11 @@ import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from gasim_ray.actors.loop import Progress
@@ -23,6 +24,8 @@ from gasim_ray.report.display import line
 NAMESPACE = b"gasim"
 #: A run that has not been heard of for so many seconds is shown as silent.
 SILENT_SECONDS = 30.0
+#: After so many its driver was killed, and the line is removed.
+FORGOTTEN_SECONDS = 600.0
 #: Seconds in which a head has to answer.
 CONNECT_SECONDS = 5.0
 
@@ -42,23 +45,33 @@ class Status:
 
 
 def leave_status(run: str, what: str, figures: Mapping[str, Any]) -> None:
-    """Leave or replace the line of a run; for its driver, while connected."""
-    said = json.dumps({"what": what, "time": time.time(), "figures": dict(figures)})
-    internal_kv._internal_kv_put(run.encode(), said.encode(), namespace=NAMESPACE)
+    """Leave or replace the line of this process's run; while connected."""
+    said = json.dumps({"run": run, "what": what, "time": time.time(), "figures": dict(figures)})
+    internal_kv._internal_kv_put(own_key(), said.encode(), namespace=NAMESPACE)
 
 
-def take_status_back(run: str) -> None:
-    """Remove the line of a run that has ended."""
-    internal_kv._internal_kv_del(run.encode(), namespace=NAMESPACE)
+def take_status_back() -> None:
+    """Remove the line of this process's run, which has ended."""
+    internal_kv._internal_kv_del(own_key(), namespace=NAMESPACE)
+
+
+def own_key() -> bytes:
+    """Of this process alone, so that runs of the same name do not take each other's place."""
+    context = ray.get_runtime_context()
+    return f"{context.get_job_id()}-{context.get_worker_id()}".encode()
 
 
 def read_status() -> list[Status]:
-    """The lines of all runs, while connected."""
+    """The lines of all runs, while connected; those that have long been silent are removed."""
     found = []
     for key in internal_kv._internal_kv_list(b"", namespace=NAMESPACE):
-        if said := internal_kv._internal_kv_get(key, namespace=NAMESPACE):
-            left = json.loads(said)
-            found.append(Status(key.decode(), left["what"], time.time() - left["time"], left["figures"]))
+        if not (said := internal_kv._internal_kv_get(key, namespace=NAMESPACE)):
+            continue
+        left = json.loads(said)
+        if (age := time.time() - left["time"]) > FORGOTTEN_SECONDS:
+            internal_kv._internal_kv_del(key, namespace=NAMESPACE)
+        else:
+            found.append(Status(left["run"], left["what"], age, left["figures"]))
     return sorted(found, key=lambda status: status.run)
 
 
@@ -70,16 +83,19 @@ def connect_to(address: str | None) -> None:
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError, OverflowError) as error:
+    except (OSError, RuntimeError, ValueError, OverflowError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"address: no Ray cluster at {address or 'this machine'} ({reason}); give HEAD:6379") from error
+        raise UserError(
+            f"address: no Ray cluster at {address or 'this machine'} ({reason}); give HEAD:6379 on one of its machines"
+        ) from error
 
 
 def status_lines(runs: Sequence[Status]) -> list[str]:
     """Two lines a run: which it is, and its progress as the run itself shows it, with its mean rates."""
     lines = []
     for status in runs:
-        progress = Progress(**status.figures)
+        known = {f.name for f in fields(Progress)}  # a run of another version may say more
+        progress = Progress(**{name: value for name, value in status.figures.items() if name in known})
         seconds = max(progress.seconds, 1e-9)
         silent = ", silent" if status.age > SILENT_SECONDS else ""
         lines.append(f"{status.run} ({status.what}), {status.age:.0f} s ago{silent}")

@@ -11,7 +11,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from gasim_ray.core.pictures import Leaves, mirrored
+from gasim_ray.core.pictures import Leaves
 
 #: Cells of the grids whose fields add up to a texture, from coarse to fine.
 SCALES = ((2, 3), (4, 6), (8, 12), (16, 24))
@@ -26,19 +26,18 @@ class Nature(Leaves):
 
     def unit(self, count: int, generator: torch.Generator) -> Tensor:
         """See Pictures; here neither bright nor dark is the ground."""
-        alike = self.uniform(count, 0, 1, generator) < 0.5
-        bend = self.field(count, (2, 6), generator)
-        bent = self.uniform(count, 0.0, 0.25, generator) * torch.where(alike, mirrored(bend), bend)
+        bent = self.uniform(count, 0.0, 0.25, generator) * self.field(count, (2, 6), generator)
         sharpness = self.uniform(count, log(8), log(60), generator).exp()
         picture = self.surface(count, generator)
         # Larger things lie behind smaller ones.
         for largest in torch.linspace(1.2, 0.3, self.most).tolist():
             inside = self.leaf(count, largest, generator)
-            inside = torch.where(alike, torch.maximum(inside, inside.flip(3)), inside)
             there = self.uniform(count, 0, 1, generator) < 0.6
             cover = torch.sigmoid(sharpness * (inside + bent)) * there
             picture = picture + cover * (self.surface(count, generator) - picture)
-        return picture.clamp(0, 1)
+        left = torch.arange(picture.shape[3], device=self.device) < picture.shape[3] / 2
+        alike = self.uniform(count, 0, 1, generator) < 0.5
+        return torch.where(alike & ~left, picture.flip(3), picture).clamp(0, 1)
 
     def surface(self, count: int, generator: torch.Generator) -> Tensor:
         """A colour with some texture over it: (count, channels, height, width)."""

@@ -36,6 +36,8 @@ def window(layer: Layer) -> tuple[Any, ...]:
 def prune_obstacle(teacher: Model, student: Model) -> str | None:
     """Why the student cannot be cut out of the teacher, in words; None if it is the same chain with fewer units."""
     wide, narrow = layers_of(teacher), layers_of(student)
+    if any(getattr(m, "skips", False) for m in teacher.network.modules()):
+        return "the teacher's layers are no chain but pass others by"
     with_weights = [m for m in teacher.network.modules() if list(m.parameters(recurse=False))]
     if len(with_weights) != len(wide) or not wide:
         return "the teacher has other layers than convolutions and dense ones"
@@ -68,6 +70,8 @@ def cut_down(teacher: Model, student: Model, observations: Tensor) -> None:
         shift = torch.einsum("oup,u->o", weight, offset)
         if index + 1 < len(wide):
             following = by_unit(wide[index + 1], len(weight))
+            if index + 2 == len(wide):
+                following = following[: teacher.config.actions]  # without the state's value
             kept, mixing, offset = choose_units(inputs[index + 1], following, small.weight.shape[0])
         else:
             kept = torch.arange(len(small.weight))  # without the teacher's value, if it has one

@@ -35,7 +35,7 @@ class SceneSettings:
     """Most things that stay, likewise."""
 
     smallest: float = 1.0
-    """Shortest side of a moving thing; sides are log-uniform, height and width each for itself."""
+    """Shortest side of a thing; sides are log-uniform, height and width each for itself."""
 
     largest: float = 40.0
     """Longest side."""
@@ -44,7 +44,7 @@ class SceneSettings:
     """Most that a thing moves between two frames, down and to the right; it turns round at the border."""
 
     text: float = 0.2
-    """Share of things of which rows and columns are struck out at random."""
+    """Share of the things that stay of which rows and columns are struck out at random."""
 
     noise: float = 0.05
     """Share of stacks with noise on every pixel."""

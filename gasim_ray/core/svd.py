@@ -14,9 +14,10 @@ from gasim_ray.core.model import Model
 
 def low_rank_layers(student: Model) -> list[str]:
     """Names of the dense layers that are two, of which the first has no bias."""
-    names = student.network.state_dict().keys()
-    bases = [name.removesuffix(".0.weight") for name in names if name.endswith(".0.weight")]
-    return [base for base in bases if f"{base}.1.bias" in names and f"{base}.0.bias" not in names]
+    tensors = student.network.state_dict()
+    bases = [name.removesuffix(".0.weight") for name in tensors if name.endswith(".0.weight")]
+    pairs = [base for base in bases if f"{base}.1.bias" in tensors and f"{base}.0.bias" not in tensors]
+    return [base for base in pairs if tensors[f"{base}.0.weight"].dim() == tensors[f"{base}.1.weight"].dim() == 2]
 
 
 def svd_obstacle(teacher: Model, student: Model) -> str | None:
@@ -25,8 +26,12 @@ def svd_obstacle(teacher: Model, student: Model) -> str | None:
     low = low_rank_layers(student)
     if not low:
         return "the student has no layer of lower rank (the setting `rank` of the architecture `cnn`)"
+    if getattr(teacher.network, "value", None) is not None:
+        return "the teacher is a dueling network, whose answers are a sum of two layers'"
     for base in low:
         first, second = wanted.pop(f"{base}.0.weight"), wanted.pop(f"{base}.1.weight")
+        if first[0] > min(second[0], first[1]):
+            return f"rank {first[0]} is more than {base}.weight has; give at most {min(second[0], first[1])}"
         wanted[f"{base}.weight"], wanted[f"{base}.bias"] = [second[0], first[1]], wanted.pop(f"{base}.1.bias")
     given = {name: list(tensor.shape) for name, tensor in teacher.network.state_dict().items()}
     if teacher.config.value:

@@ -1,7 +1,7 @@
 """Atari's games as policies are trained on them: 84 x 84 grey, four frames stacked, one action for four frames.
 
-The preprocessing of Mnih et al. 2015 (maximum over two frames, up to 30 idle frames at the start, FIRE pressed where a
-game waits for it), in ale-py's own vectorised environment. A game's name is Gymnasium's id, `ALE/Pong-v5`; with
+The preprocessing of Mnih et al. 2015 (maximum over two frames, up to 30 idle frames and FIRE at the start of a game),
+in ale-py's own vectorised environment. A game's name is Gymnasium's id, `ALE/Pong-v5`; with
 `?sticky=0.25` behind it an action is repeated with that probability (Machado et al. 2018), which is off by default.
 """
 
@@ -81,7 +81,10 @@ class EvaluationGames(AtariVectorEnv):  # type: ignore[misc]
 
 
 def training_games(env_id: str, count: int, threads: int) -> AtariVectorEnv:
-    """Copies of a game that start anew by themselves, an episode a life, rewards clipped to -1, 0 and 1."""
+    """Copies of a game that start anew by themselves, rewards clipped to -1, 0 and 1.
+
+    A lost life ends the return, but the game goes on (Mnih et al. 2015).
+    """
     return AtariVectorEnv(
         rom_of(env_id),
         count,
@@ -90,6 +93,6 @@ def training_games(env_id: str, count: int, threads: int) -> AtariVectorEnv:
         frameskip=SKIP,
         stack_num=STACK,
         repeat_action_probability=sticky_of(env_id),
-        episodic_life=True,
+        life_loss_info=True,
         reward_clipping=True,
     )

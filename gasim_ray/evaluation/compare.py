@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gasim_ray.core.model import Model, ModelConfig, load_model
@@ -125,6 +126,10 @@ def evaluate_models(run: str, models: Mapping[str, Model], task: Task) -> Evalua
         for name, model in models.items()
     ]
     if CHANCE in scores:
+        # What it answers is a draw, not a policy.
+        even = kl_nats(expected, teacher.config.output_scale, torch.zeros_like(expected), 1.0)
+        alike = 1 / teacher.config.actions
+        rows = [replace(row, agreement=alike, kl=even) if row.name == CHANCE else row for row in rows]
         rows = [replace(row, normalised=normalised(row.score, scores[TEACHER], scores[CHANCE])) for row in rows]
     return Evaluation(run, task.name, task.metric, len(observations), tuple(rows))
 

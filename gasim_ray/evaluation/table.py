@@ -20,7 +20,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     """
     metrics = sorted({e.metric for e in evaluations})
     classifiers = "accuracy" in metrics
-    games = any(row.score.sticky for e in evaluations for row in e.rows)
+    games = any(row.normalised is not None for e in evaluations for row in e.rows)
     title = ", ".join(sorted({e.task for e in evaluations}))
     table = Table(title=title, caption=_caption(evaluations), box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("model", no_wrap=True)
@@ -37,14 +37,14 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
             table.add_section()
             table.add_row(f"[bold]{evaluation.run}[/bold]")
         for row in evaluation.rows:
-            table.add_row(*_cells(row, evaluation.metric, classifiers))
+            table.add_row(*_cells(row, evaluation.metric, classifiers, games))
     return table
 
 
 def _caption(evaluations: Sequence[Evaluation]) -> str:
     counts = " / ".join(f"{e.observations:,}" for e in evaluations)
     caption = f"agreement and KL (nats) on {counts} real observations of the teacher; size in parameters"
-    if any(row.score.sticky for e in evaluations for row in e.rows):
+    if any(row.normalised is not None for e in evaluations for row in e.rows):
         caption += f"\nnorm.: 0 for random actions, 1 for the teacher; sticky: return if actions repeat with {STICKY}"
     for modes in (e.modes for e in evaluations if e.modes is not None):
         shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in modes.shares.items())
@@ -52,7 +52,7 @@ def _caption(evaluations: Sequence[Evaluation]) -> str:
     return caption
 
 
-def _cells(row: Row, metric: Metric, classifiers: bool) -> list[str]:
+def _cells(row: Row, metric: Metric, classifiers: bool, games: bool) -> list[str]:
     cells = [
         row.name.replace("_observations", " obs."),
         _format(row.score.interval, metric),
@@ -62,8 +62,9 @@ def _cells(row: Row, metric: Metric, classifiers: bool) -> list[str]:
         f"{row.latency_one_ms:.2f}",
         f"{row.latency_batch_ms:.2f}",
     ]
-    if row.score.sticky:
-        cells += ["-" if row.normalised is None else f"{row.normalised:.2f}", f"{row.score.sticky.mean:.1f}"]
+    if games:
+        cells.append("-" if row.normalised is None else f"{row.normalised:.2f}")
+        cells.append("-" if row.score.sticky is None else f"{row.score.sticky.mean:.1f}")
     if classifiers and row.score.worst_class_accuracy is not None:
         cells.append(f"{row.score.worst_class} {100 * row.score.worst_class_accuracy:.1f}")
     return cells

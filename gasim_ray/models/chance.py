@@ -7,13 +7,19 @@ from torch import Tensor, nn
 
 
 class Chance(nn.Module):
-    """The largest of its answers is a draw from softmax(logits), the same whatever it reads; at first uniform."""
+    """The largest of its answers is a draw from softmax(logits), whatever it reads; at first all are alike.
+
+    Draws follow one another from a seed of its own.
+    """
 
     def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(outputs))
+        self.draws = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, *input_shape) -> (N, outputs): the logits with Gumbel noise."""
-        uniform = torch.rand((len(x), len(self.logits)), device=x.device).clamp_min(1e-9)
+        self.draws += 1
+        uniform = torch.rand((len(x), len(self.logits)), generator=torch.Generator().manual_seed(self.draws))
+        uniform = uniform.clamp_min(1e-9).to(x.device)
         return self.logits - (-uniform.log()).log()

@@ -12,6 +12,9 @@ from torch.nn import functional
 class ResidualBlock(nn.Module):
     """x + conv(relu(conv(relu(x)))), all of one width."""
 
+    #: Its layers are no chain (see core.prune).
+    skips = True
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)

@@ -27,6 +27,11 @@ def model_from_module(module: Any, observation: ObservationSpec, source: dict[st
         raise UserError(
             f"source: the policy's action space is {module.action_space}; only discrete actions are supported"
         )
+    if not hasattr(module, "encoder"):
+        raise UserError(
+            f"source: the module {type(module).__name__} is not one of RLlib's own; a teacher that "
+            "`gasim teacher train` has made needs no import"
+        )
     is_q = hasattr(module, "af")
     architecture, weights = _dueling(module, observation) if is_q else _plain(module.encoder, module.pi, observation)
     outputs: OutputKind = "q_values" if is_q else "logits"

@@ -56,12 +56,18 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         self.num_envs = self.config.num_envs_per_env_runner
         self.env = training_games(self.config.env, self.num_envs, (os.cpu_count() or 1) if alone else 1)
         self.observations: npt.NDArray[np.uint8] | None = None
+        self.random = np.random.default_rng()
         self.score = np.zeros(self.num_envs)
 
     def sample(self, **_: Any) -> list[Rows]:
         """One round of `rollout_fragment_length` steps of every game, as one set of rows."""
         if self.observations is None:
-            self.observations, _ = self.env.reset(seed=self._seed)
+            # Of this runner and this sitting alone.
+            source = np.random.SeedSequence(
+                (self.config.seed or 0, self.worker_index, self.num_env_steps_sampled_lifetime)
+            )
+            self.random = np.random.default_rng(source)
+            self.observations, _ = self.env.reset(seed=self.random.integers(2**31, size=self.num_envs))
         steps, now = self.config.get_rollout_fragment_length(self.worker_index), self.observations
         seen = np.empty((steps, *now.shape), np.uint8)
         logits = np.empty((steps, self.num_envs, self.module.actions), np.float32)
@@ -73,7 +79,7 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
             seen[t] = now
             logits[t], values[t] = self._answers(now)
             # The largest of logits with Gumbel noise is a draw from their policy.
-            noise = -np.log(-np.log(np.random.uniform(1e-9, 1.0, logits[t].shape)))
+            noise = -np.log(-np.log(self.random.uniform(1e-9, 1.0, logits[t].shape)))
             actions[t] = (logits[t] + noise).argmax(1)
             now, rewards[t], terminated, truncated, _ = self.env.step(actions[t])
             # Cut off after half an hour of play is so rare that it counts as an end.
@@ -82,6 +88,7 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         self.observations = now
         values[steps] = self._answers(now)[1]
         gained = advantages(rewards, values, ended, self.config.gamma, self.config.lambda_)
+        self.num_env_steps_sampled_lifetime += actions.size
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, actions.size, reduce="lifetime_sum")
         chosen = np.take_along_axis(logits - log_sum_exp(logits), actions[..., None], 2)[..., 0]
         rows = {

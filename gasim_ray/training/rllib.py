@@ -67,7 +67,7 @@ class PolicyTraining:
     """Seconds of training, those before a resume included."""
 
     max_steps: int = 5_000_000
-    """Environment steps after which to stop."""
+    """Environment steps after which to stop; for Atari's games the step size falls to nothing there."""
 
     seed: int = 0
     """Seed of the algorithm and its environments."""
@@ -96,7 +96,8 @@ class PolicyTraining:
     @property
     def rest_seconds(self) -> float:
         """Seconds between two greedy evaluations, at least."""
-        return self.evaluate_seconds or (600.0 if is_atari(self.env) else 10.0)
+        usual = 600.0 if is_atari(self.env) else 10.0
+        return usual if self.evaluate_seconds is None else self.evaluate_seconds
 
     @property
     def goal(self) -> float | None:
