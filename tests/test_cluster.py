@@ -72,7 +72,7 @@ class OnPremises:
         make, install, *rest = tree["setup_commands"]
         assert "venv" in make
         assert "pip install" in install
-        names = subprocess.run(["bash", "-c", install.replace("~/gasim_env/bin/pip", "printf %s\\n")], **SHELL).stdout
+        names = subprocess.run(["bash", "-c", install.replace("~/gasim_env/bin/pip", "echo")], **SHELL).stdout
         assert names.split()[-1] == f"{Path.home()}/gasim_ray[tune]"
         environment = Path(sys.executable).parents[1]
         tree["setup_commands"] = [f"ln -sfn {environment} ~/gasim_env", *rest]
