@@ -19,7 +19,7 @@ import pandas as pd
 
 from benchmarks.cells import ROOT, current_results, suite_names
 from benchmarks.sweep_tables import DIVERSITY, FRESH_SEEDS, TRIALS, diverse
-from benchmarks.tables import scaled
+from benchmarks.tables import merged_tasks, scaled
 
 
 def main() -> int:
@@ -28,6 +28,9 @@ def main() -> int:
         lines = [line for line in current_results(suite).values() if line.get("curve")]
         for task in dict.fromkeys(line["task"] for line in lines):
             print(draw(suite, task, [line for line in lines if line["task"] == task]))
+    images = list(current_results("images").values())
+    for task in merged_tasks(images):
+        print(draw_modes(task, [line for line in images if line["task"] == task]))
     for name in FRESH_SEEDS:
         path = TRIALS / f"{name}.csv"
         if path.exists():
@@ -46,6 +49,17 @@ def draw_diversity(name: str, trials: pd.DataFrame) -> str:
     all_axes[0].set_ylabel("true score")
     figure.suptitle(name)
     return save(figure, f"sweeps-{name}")
+
+
+def draw_modes(task: str, lines: Sequence[dict[str, Any]]) -> str:
+    """Write the figure of a task with hidden modes: the student's accuracy on its worst one, method by method."""
+    methods = list(dict.fromkeys(line["method"] for line in lines))
+    worst = [mean(100 * line["worst_class_score"] for line in lines if line["method"] == method) for method in methods]
+    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.27 * len(methods)), layout="constrained")
+    axes.barh(methods[::-1], worst[::-1])
+    axes.set(xlabel="accuracy on the worst hidden mode, %", xlim=(0, 100), title=task)
+    axes.grid(alpha=0.3, axis="x")
+    return save(figure, f"modes-{task}")
 
 
 def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:

@@ -21,6 +21,12 @@ from benchmarks.sweep_tables import diversity_rows, newest_lines, sweep_rows
 FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT.parent / "docs" / "methods.md")
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MISSING = "not measured"
+#: How a line of `speed` names its figures -> how tables do.
+SPEED_UNITS = {
+    "seconds": "s",
+    "observations_per_second": "observations/s",
+    "environment_steps_per_second": "environment steps/s",
+}
 
 
 def main() -> int:
@@ -50,6 +56,8 @@ def table(suite: str) -> str:
     if suite == "sweeps":
         made_by = provenance("python -m benchmarks.sweeps", list(newest_lines().values()))
         return "\n".join([*sweep_rows(), "", made_by, "", *diversity_rows()]) + "\n"
+    if suite == "modes":
+        return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"
     cells, results = load_suite(suite), current_results(suite)
     rows = speed_rows(cells, results) if cells[0].kind == "speed" else score_rows(cells, results)
     return "\n".join(rows) + "\n\n" + provenance(f"python -m benchmarks.run {suite}", list(results.values())) + "\n"
@@ -81,6 +89,27 @@ def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
         row("parameters", "", size),
         row("seconds", "", seconds),
     ]
+
+
+def merged_tasks(lines: list[dict[str, Any]]) -> list[str]:
+    """Tasks whose classes hide modes."""
+    return list(dict.fromkeys(line["task"] for line in lines if line.get("mode_shares")))
+
+
+def mode_rows(lines: list[dict[str, Any]]) -> list[str]:
+    """One row a task and method: the student's accuracy on its worst hidden mode, and how many modes the pool holds."""
+    rows = ["| task | method | accuracy on the worst hidden mode | mode recall |", "| --- | --- | --- | --- |"]
+    for task in merged_tasks(lines):
+        found = [line for line in lines if line["task"] == task]
+        for method in dict.fromkeys(line["method"] for line in found):
+            own = [line for line in found if line["method"] == method]
+            worst = [100 * line["worst_class_score"] for line in own]
+            deviation = f" ± {stdev(worst):.1f}" if len(worst) > 1 else ""
+            recalls = [100 * line["mode_recall"] for line in own if "mode_recall" in line]
+            recall = f"{mean(recalls):.0f} %" if recalls else ""
+            name = CONTROLS.get(method, f"`{method}`")
+            rows.append(f"| {task} | {name} | {mean(worst):.1f}{deviation} ({len(worst)}) | {recall} |")
+    return rows
 
 
 def scaled(line: dict[str, Any], value: float) -> float:
@@ -125,9 +154,8 @@ def speed_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
         if line is None:
             rows.append(f"| {cell.task} | {MISSING} | {MISSING} |")
         else:
-            unit = "seconds" if "seconds" in line else "observations_per_second"
+            unit, word = next((key, word) for key, word in SPEED_UNITS.items() if key in line)
             first, second = line[unit]
-            word = {"seconds": "s", "observations_per_second": "observations/s"}[unit]
             rows.append(f"| {cell.task} | {first:,.0f} to {second:,.0f} {word} | {line['ratio']:.2f} |")
     return rows
 

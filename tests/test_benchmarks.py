@@ -21,6 +21,7 @@ from benchmarks import cells, figures, pack, run, speed, tables
 from benchmarks.cells import LABELS, REAL, append_result, current_results, load_suite, read_results, suite_names
 from benchmarks.methods import method_pages
 from benchmarks.speed import SIDES
+from benchmarks.tables import mode_rows
 from gasim_ray.config import merged
 from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
@@ -346,3 +347,17 @@ def test_every_method_has_a_page_with_its_settings_and_results(monkeypatch: pyte
     counted = [line for line in current_results("images").values() if line["method"] == "gasim"]
     on_mnist = len([line for line in counted if line["task"] == "mnist"])
     assert (f"; mnist of {on_mnist}" in pages.partition("## gasim\n")[2]) == (on_mnist > 0)
+
+
+def test_hidden_modes_have_a_row_for_each_method_of_a_merged_task() -> None:
+    shared = {"task": "pairs", "mode_shares": {"0": 1.0}, "mode_recall": 0.9}
+    lines = [
+        {**shared, "method": "gas", "worst_class_score": 0.5},
+        {**shared, "method": "gas", "worst_class_score": 0.7},
+        {"task": "pairs", "method": REAL, "worst_class_score": 0.99},
+        {"task": "plain", "method": "gas", "worst_class_score": 0.1},
+    ]
+    assert mode_rows(lines)[2:] == [
+        "| pairs | `gas` | 60.0 ± 14.1 (2) | 90 % |",
+        "| pairs | real observations | 99.0 (1) |  |",
+    ]
