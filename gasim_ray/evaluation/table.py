@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from gasim_ray.evaluation.atari import STICKY
+from gasim_ray.evaluation.atari import STICKY, is_atari
 from gasim_ray.evaluation.compare import LATENCY_BATCH, Evaluation, Row
 from gasim_ray.evaluation.intervals import Interval
 from gasim_ray.evaluation.tasks import Metric
@@ -20,7 +20,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     """
     metrics = sorted({e.metric for e in evaluations})
     classifiers = "accuracy" in metrics
-    games = any(row.normalised is not None for e in evaluations for row in e.rows)
+    games = any(is_atari(e.task) for e in evaluations)
     title = ", ".join(sorted({e.task for e in evaluations}))
     table = Table(title=title, caption=_caption(evaluations), box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("model", no_wrap=True)
@@ -44,7 +44,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
 def _caption(evaluations: Sequence[Evaluation]) -> str:
     counts = " / ".join(f"{e.observations:,}" for e in evaluations)
     caption = f"agreement and KL (nats) on {counts} real observations of the teacher; size in parameters"
-    if any(row.normalised is not None for e in evaluations for row in e.rows):
+    if any(is_atari(e.task) for e in evaluations):
         caption += f"\nnorm.: 0 for random actions, 1 for the teacher; sticky: return if actions repeat with {STICKY}"
     for modes in (e.modes for e in evaluations if e.modes is not None):
         shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in modes.shares.items())
