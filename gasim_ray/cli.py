@@ -98,7 +98,7 @@ def run_distillation(config: Any, resume: bool = False, overwrite: bool = False)
 def evaluate_command(arguments: list[str]) -> None:
     """Measure a run's student, its teacher and its controls."""
     parser = evaluation_parser("gasim evaluate", "Measures a run's student, its teacher and its controls.")
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", help="folder or address of the run")
     given = parser.parse_args(arguments)
     print_evaluations([given.run], given)
 
@@ -106,7 +106,7 @@ def evaluate_command(arguments: list[str]) -> None:
 def compare_command(arguments: list[str]) -> None:
     """Measure several runs and show them in one table."""
     parser = evaluation_parser("gasim compare", "Measures several runs and shows them in one table.")
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of the runs")
+    parser.add_argument("runs", nargs="+", help="folders or addresses of the runs")
     given = parser.parse_args(arguments)
     print_evaluations(given.runs, given)
 
@@ -124,13 +124,15 @@ def evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def print_evaluations(runs: Sequence[Path], given: argparse.Namespace) -> None:
+def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     """Evaluate runs as the arguments say; table on the terminal, JSON where asked for."""
     from gasim_ray.actors.ray_workers import connect
     from gasim_ray.evaluation.compare import evaluate_run
     from gasim_ray.evaluation.runs import control_distiller, task_of_run
     from gasim_ray.evaluation.table import evaluation_table
+    from gasim_ray.storage import local_copy
 
+    runs = [local_copy(place) for place in places]
     tasks = [task_of_run(run, given.env, given.dataset, given.data, given.episodes, given.seed) for run in runs]
     connect()
     evaluations = [

@@ -160,6 +160,16 @@ class Mirror:
         self.copied[path] = version
 
 
+def local_copy(run: str) -> Path:
+    """The folder of a run; of one at an address a copy, which is told. Raises UserError if no run is there."""
+    if not is_address(run):
+        return Path(run)
+    mirror = Mirror(run)
+    mirror.download()
+    print(f"{run}: copied to {mirror.folder}, where what is measured is written", file=sys.stderr)
+    return mirror.folder
+
+
 def version_of(path: Path) -> tuple[int, int]:
     """What changes when a file is written anew."""
     state = path.stat()

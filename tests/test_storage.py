@@ -19,7 +19,7 @@ from pyarrow import fs
 from gasim_ray import cli
 from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
-from gasim_ray.storage import Mirror
+from gasim_ray.storage import Mirror, local_copy
 
 #: Credentials that moto's server takes.
 SECRET = "not-to-be-found-in-any-file"
@@ -96,6 +96,18 @@ def test_an_address_without_a_run_cannot_be_resumed(
     tree = config_file(tiny.tree(vector_teacher, local=True, out=address))
     assert cli.main(["distill", str(tree), "--resume"]) == 2
     assert f"no run at {address}" in capsys.readouterr().err
+
+
+def test_a_run_at_an_address_is_copied_to_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Mirror(f"file://{tmp_path}/run") as mirror:
+        (mirror.folder / "config.yaml").write_text("seed: 0")
+        mirror.begin()
+    copy = local_copy(f"file://{tmp_path}/run")
+    assert (copy / "config.yaml").read_text() == "seed: 0"
+    assert f"copied to {copy}" in capsys.readouterr().err
+    assert local_copy(str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match="no run at"):
+        local_copy(f"file://{tmp_path}/other")
 
 
 def test_what_overwrite_replaces_is_a_run(address: str) -> None:
