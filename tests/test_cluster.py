@@ -172,7 +172,7 @@ def test_generators_begin_where_a_node_joins(on_premises: OnPremises) -> None:
     run = head.home / "elastic"
     script = (on_premises.file, CLUSTER / "gasim.py", "--")
     assert "4 is free" in on_premises.ray("submit", *script, *DISTILL, "--generator.actors", 5, "--out", run, code=1)
-    budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 40, "--out", run)
+    budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 30, "--out", run)
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(on_premises.ray, "submit", *script, *DISTILL, *budget)
         wait_for(lambda: alive(run) == 3)
@@ -194,7 +194,7 @@ def alive(run: Path) -> int:
 def test_a_host_that_is_lost_takes_its_generators_alone(on_premises: OnPremises) -> None:
     run = on_premises.made[0].home / "lossy"
     where = ("--student.node_label", "gasim=head", "--out", run)
-    budget = ("--budget.seconds", 30, "--checkpoint_seconds", 1)
+    budget = ("--budget.seconds", 20, "--checkpoint_seconds", 1)
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(
             on_premises.ray, "submit", on_premises.file, CLUSTER / "gasim.py", "--", *DISTILL, *budget, *where
