@@ -19,7 +19,7 @@ from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
 
 #: Stacks that are drawn at once: few enough that they stay in a core's cache.
-CHUNK = 32
+CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Scenes(Prior):
         given = self.settings
         shape = (count, given.sprites + given.static)
         moving = torch.arange(shape[1], device=self.device) < given.sprites
-        struck = (self._uniform(shape, generator) < given.text) & ~moving
+        struck = self._uniform((count, given.static), generator) < given.text
         covered = []
         for axis in self.sides:
             scale = len(axis) / 84
@@ -123,8 +123,8 @@ class Scenes(Prior):
             first = (room - (way % (2 * room) - room).abs()).floor().unsqueeze(-1)
             covers = (axis >= first) & (axis < first + size.reshape(count, 1, -1, 1))
             if given.text:
-                kept = self._uniform((*shape, len(axis)), generator) < 0.5
-                covers = covers & (kept | ~struck.unsqueeze(-1)).unsqueeze(1)
+                kept = self._uniform((count, given.static, len(axis)), generator) < 0.5
+                covers[:, :, given.sprites :] &= (kept | ~struck.unsqueeze(-1)).unsqueeze(1)
             ground = torch.ones((count, len(self.frames[0]), 1, len(axis)), device=self.device)
             covered.append(torch.cat([ground, covers.float()], 2))
         level = self._uniform((count, self.colours, 1), generator)
