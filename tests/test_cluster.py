@@ -127,7 +127,7 @@ def on_premises(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPremises
         yield cluster
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Until it holds; raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not condition():
