@@ -200,7 +200,7 @@ def measure_labels(cell: Cell, teacher: Model) -> dict[str, Any]:
         epochs=source["epochs"],
         seed=cell.seed,
         device=cell.config.device,
-        **source["training"],
+        **source.get("training", {}),  # teachers of before it was kept were trained by default
     )
     started, folder = time.perf_counter(), RunFolder(cell.folder).student
     student = train_classifier(training, folder, show, resume=(folder / "checkpoint").exists(), overwrite=True)
