@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,47 +18,42 @@ from gasim_ray.training.actor_critic import initialise
 from gasim_ray.training.algorithms import build_algorithm
 from gasim_ray.training.array_ppo import advantages
 from gasim_ray.training.recipes import ATARI_PPO, game_network
-from gasim_ray.training.rllib import PolicyTraining
+from gasim_ray.training.rllib import PolicyTraining, policy_observation
 
 GAME = "ALE/Pong-v5"
 
 
-def rounds_of(config: DistillConfig) -> int:
-    """How many rounds are measured, after one to warm up."""
-    return max(1, round((config.budget.seconds or 60.0) / 4))
+def steps_per_second(play_round: Callable[[], object], config: DistillConfig) -> float:
+    """Environment steps a second of some rounds, after one to warm up."""
+    rounds = max(1, round((config.budget.seconds or 60.0) / 4))
+    play_round()
+    started = time.perf_counter()
+    for _ in range(rounds):
+        play_round()
+    return rounds * ATARI_PPO.envs * ATARI_PPO.fragment / (time.perf_counter() - started)
 
 
 def by_rllib(config: DistillConfig) -> float:
     """Environment steps a second of `gasim teacher train`, evaluations left out."""
-    observation = replace(environment_spec(GAME)[0], std=(255.0,))
-    algorithm = build_algorithm(PolicyTraining(GAME, "ppo"), observation)
+    algorithm = build_algorithm(PolicyTraining(GAME, "ppo"), policy_observation(GAME))
     try:
-        algorithm.train()
-        started = time.perf_counter()
-        for _ in range(rounds_of(config)):
-            algorithm.train()
-        return rounds_of(config) * ATARI_PPO.envs * ATARI_PPO.fragment / (time.perf_counter() - started)
+        return steps_per_second(algorithm.train, config)
     finally:
         algorithm.stop()
 
 
 def by_plain_loop(config: DistillConfig) -> float:
     """The same by a loop of our own, without RLlib."""
-    loop = PlainLoop()
-    loop.round()
-    started = time.perf_counter()
-    for _ in range(rounds_of(config)):
-        loop.round()
-    return rounds_of(config) * ATARI_PPO.envs * ATARI_PPO.fragment / (time.perf_counter() - started)
+    return steps_per_second(PlainLoop().round, config)
 
 
 class PlainLoop:
-    """PPO on one game in a hundred lines, with the recipe of `gasim teacher train`."""
+    """PPO on one game as a few lines of PyTorch, with the recipe of `gasim teacher train`."""
 
     def __init__(self) -> None:
-        spec, actions = environment_spec(GAME)
+        _, actions = environment_spec(GAME)
         architecture = game_network("small", 1.0)
-        self.model = Model(ModelConfig(architecture, replace(spec, std=(255.0,)), actions, "logits", value=True))
+        self.model = Model(ModelConfig(architecture, policy_observation(GAME), actions, "logits", value=True))
         initialise(self.model)
         self.optimiser = torch.optim.Adam(self.model.parameters(), ATARI_PPO.lr)
         self.games = training_games(GAME, ATARI_PPO.envs, os.cpu_count() or 1)

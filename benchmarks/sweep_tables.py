@@ -25,25 +25,20 @@ DIVERSITY: dict[str, tuple[float, ...]] = {
 }
 
 
-def newest_lines() -> dict[str, dict[str, Any]]:
-    """Sweep -> its newest line."""
-    return {line["task"]: line for line in read_results(SUITE)}
-
-
 def sweep_rows() -> list[str]:
-    """The table of recorded sweeps."""
-    lines = newest_lines()
+    """The table of recorded sweeps, oldest first where one was recorded again; only of the newest trials are kept."""
     presets = [f"`{preset}`" for preset in PRESETS]
     head = ["sweep", "trials (finished)", "rank correlation", "by kind", "best of the sweep", *presets, "seconds"]
     rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name in FRESH_SEEDS:
-        line = lines.get(name)
-        cells = ["not measured"] * (len(head) - 1) if line is None else _cells(line)
-        rows.append("| " + " | ".join([name, *cells]) + " |")
+        lines = [line for line in read_results(SUITE) if line["task"] == name]
+        found = [_cells(line, by_kind(name) if line is lines[-1] else "") for line in lines]
+        found = found or [["not measured"] * (len(head) - 1)]
+        rows += ["| " + " | ".join([name, *cells]) + " |" for cells in found]
     return rows
 
 
-def _cells(line: dict[str, Any]) -> list[str]:
+def _cells(line: dict[str, Any], kinds: str) -> list[str]:
     found = line["rank_correlation"]
     scale = 100 if found["metric"] == "accuracy" else 1
     spreads = [
@@ -53,7 +48,7 @@ def _cells(line: dict[str, Any]) -> list[str]:
     return [
         f"{line['trials']} ({line['states'].get('finished', 0)})",
         f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
-        by_kind(line["task"]),
+        kinds,
         *spreads,
         "not measured" if line["wall_seconds"] is None else f"{line['wall_seconds']:.0f}",
     ]

@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.cells import CONTROLS, ROOT, Cell, current_results, load_suite
+from benchmarks.cells import CONTROLS, ROOT, Cell, current_results, load_suite, read_results
 from benchmarks.methods import method_pages
-from benchmarks.sweep_tables import diversity_rows, newest_lines, sweep_rows
+from benchmarks.sweep_tables import SUITE, diversity_rows, sweep_rows
 
 FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT.parent / "docs" / "methods.md")
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -54,7 +54,7 @@ def table(suite: str) -> str:
     if suite == "methods":
         return "\n" + method_pages(spread) + "\n\n"
     if suite == "sweeps":
-        made_by = provenance("python -m benchmarks.sweeps", list(newest_lines().values()))
+        made_by = provenance("python -m benchmarks.sweeps", read_results(SUITE))
         return "\n".join([*sweep_rows(), "", made_by, "", *diversity_rows()]) + "\n"
     if suite == "modes":
         return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"

@@ -1,4 +1,4 @@
-"""The command line: gasim demo | distill | evaluate | compare | tune | teacher.
+"""The command line: gasim demo | distill | evaluate | compare | tune | status | teacher.
 
 A command is a function that takes its arguments and returns what it has to say; the modules it needs are imported when
 it runs, so that `gasim distill` never loads an environment.
@@ -200,12 +200,6 @@ def demo_command(arguments: list[str]) -> None:
     print(f"run: {path}")
 
 
-#: What `gasim demo` distils: an RLlib DQN policy for Acrobot-v1, trained and imported by this program.
-DEMO_TEACHER = Path(__file__).parent / "assets" / "acrobot-dqn"
-DEMO_SECONDS = 15.0
-DEMO_EPISODES = 50
-
-
 def status_command(arguments: list[str]) -> None:
     """Show where the runs on a cluster stand."""
     parser = argparse.ArgumentParser(prog="gasim status", description="Shows where the runs on a cluster stand.")
@@ -217,6 +211,11 @@ def status_command(arguments: list[str]) -> None:
     runs = read_status()
     print("\n".join(status_lines(runs) if runs else ["no run is under way"]))
 
+
+#: What `gasim demo` distils: an RLlib DQN policy for Acrobot-v1, trained and imported by this program.
+DEMO_TEACHER = Path(__file__).parent / "assets" / "acrobot-dqn"
+DEMO_SECONDS = 15.0
+DEMO_EPISODES = 50
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": demo_command,

@@ -185,6 +185,15 @@ def test_a_sweep_larger_than_the_cluster_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_does_not_leave_the_learner_s_place_unheeded(
+    vector_teacher: Path, config_file: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = sweep_tree(vector_teacher)
+    tree["base"]["student"]["node_label"] = "gasim=head"
+    assert cli.main(["tune", str(config_file(tree))]) == 2
+    assert "student.node_label: a sweep's trials go where Tune places them" in capsys.readouterr().err
+
+
 def test_the_readme_s_script_of_ones_own_runs(tmp_path: Path, cluster_address: str, vector_teacher: Path) -> None:
     (script,) = re.findall(
         r"```python\n(from ray import tune\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -40,8 +40,6 @@ class Score:
     worst_class: str | None = None
     #: Classifiers only: the fraction of it that is recognised.
     worst_class_accuracy: float | None = None
-    #: Atari's games only: the mean return where actions are sticky, with its 95 % interval.
-    sticky: Interval | None = None
 
 
 class Task(Protocol):
@@ -91,11 +89,14 @@ class EnvironmentTask:
     def measure(self, models: Mapping[str, Model]) -> tuple[dict[str, Score], Observations]:
         """See Task; the observations are states that the teacher visited."""
         played = evaluate_many(models, self.name, self.episodes, self.seed, {TEACHER: KEPT_STATES}, self.local)
-        scores = {name: Score(mean_interval(p.returns)) for name, p in played.items()}
-        if is_atari(self.name) and not sticky_of(self.name):
-            again = evaluate_many(models, with_sticky(self.name, STICKY), self.episodes, self.seed, {}, self.local)
-            scores = {name: replace(s, sticky=mean_interval(again[name].returns)) for name, s in scores.items()}
-        return scores, played[TEACHER].observations
+        return {name: Score(mean_interval(p.returns)) for name, p in played.items()}, played[TEACHER].observations
+
+    def sticky_returns(self, models: Mapping[str, Model]) -> dict[str, Interval]:
+        """The mean return of each model where actions are sticky; none but for a game where they are not already."""
+        if not is_atari(self.name) or sticky_of(self.name):
+            return {}
+        played = evaluate_many(models, with_sticky(self.name, STICKY), self.episodes, self.seed, {}, self.local)
+        return {name: mean_interval(p.returns) for name, p in played.items()}
 
     def training_observations(self, teacher: Model) -> Observations:
         """See Task; states from other episodes of the teacher."""

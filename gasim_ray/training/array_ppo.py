@@ -26,6 +26,7 @@ from ray.rllib.utils.metrics import (
     NUM_AGENT_STEPS_SAMPLED_LIFETIME,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
+from scipy.special import log_softmax
 
 from gasim_ray.evaluation.atari import training_games
 
@@ -90,7 +91,7 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         gained = advantages(rewards, values, ended, self.config.gamma, self.config.lambda_)
         self.num_env_steps_sampled_lifetime += actions.size
         self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, actions.size, reduce="lifetime_sum")
-        chosen = np.take_along_axis(logits - log_sum_exp(logits), actions[..., None], 2)[..., 0]
+        chosen = np.take_along_axis(log_softmax(logits, axis=-1), actions[..., None], 2)[..., 0]
         rows = {
             Columns.OBS: seen,
             Columns.ACTIONS: actions,
@@ -111,12 +112,6 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         for score in self.score[ended]:
             self.metrics.log_value(EPISODE_RETURN_MEAN, score, window=100)
         self.score[ended] = 0
-
-
-def log_sum_exp(logits: Floats) -> Floats:
-    """Over the last axis, which stays."""
-    most = logits.max(-1, keepdims=True)
-    return np.asarray(most + np.log(np.exp(logits - most).sum(-1, keepdims=True)), np.float32)
 
 
 class ArrayPPO(PPO):  # type: ignore[misc]

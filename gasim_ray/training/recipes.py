@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from gasim_ray.evaluation.atari import is_atari
+
 
 @dataclass(frozen=True)
 class DQNRecipe:
@@ -127,6 +129,6 @@ def game_network(name: Literal["small", "nature", "impala"], width: float) -> di
 
 def recipe_for(algo: str, env: str, envs: int | None = None) -> DQNRecipe | PPORecipe:
     """Settings for the pair, or the algorithm's defaults; `envs` replaces the number of environments."""
-    usual = DQNRecipe() if algo == "dqn" else ATARI_PPO if env.startswith("ALE/") else PPORecipe()
+    usual = DQNRecipe() if algo == "dqn" else ATARI_PPO if is_atari(env) else PPORecipe()
     found = RECIPES.get((algo, env)) or usual
     return found if envs is None else replace(found, envs=envs)

@@ -125,11 +125,7 @@ def train_policy(
     Raises UserError for an unknown environment, a continuous action space, an existing folder without `resume` or
     `overwrite`, or a checkpoint of other settings.
     """
-    observation, _ = environment_spec(settings.env)
-    if is_atari(settings.env):
-        observation = replace(observation, std=(255.0,))
-    elif observation.layout == "CHW":
-        raise UserError(f"env: {settings.env} shows channels first; RLlib's networks read (height, width, channels)")
+    observation = policy_observation(settings.env)
     state = _prepare(settings, out, resume, overwrite)
     if state is None:
         return load_model(out).frozen()
@@ -148,6 +144,19 @@ def train_policy(
         training.algorithm.stop()
         torch.set_num_threads(threads)
     return training.finish()
+
+
+def policy_observation(env_id: str) -> ObservationSpec:
+    """What the policy to be trained reads: what the environment shows, a game's pixels scaled to 0 to 1.
+
+    Raises UserError for an unknown environment, and for other pictures with channels first.
+    """
+    observation, _ = environment_spec(env_id)
+    if is_atari(env_id):
+        return replace(observation, std=(255.0,))
+    if observation.layout == "CHW":
+        raise UserError(f"env: {env_id} shows channels first; RLlib's networks read (height, width, channels)")
+    return observation
 
 
 def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool) -> _State | None:

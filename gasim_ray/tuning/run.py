@@ -139,6 +139,8 @@ def check(sweep: Sweep) -> tuple[tuple[Dimension, ...], list[Settings] | None]:
         for name in sweep.objective:
             if name in TASK_METRICS and name != task.metric:
                 raise UserError(f"sweep.objective: {task.name} reports {task.metric}, not {name}")
+    if build_config(sweep.tree()).student.node_label:
+        raise UserError("student.node_label: a sweep's trials go where Tune places them; leave it out")
     connect()
     wanted, there = reserved(build_config(largest(sweep.tree(), space))), ray.cluster_resources()
     if short := lacking(wanted, there):
