@@ -28,17 +28,26 @@ DIVERSITY: dict[str, tuple[float, ...]] = {
 def sweep_rows() -> list[str]:
     """The table of recorded sweeps, oldest first where one was recorded again; only of the newest trials are kept."""
     presets = [f"`{preset}`" for preset in PRESETS]
-    head = ["sweep", "trials (finished)", "rank correlation", "by kind", "best of the sweep", *presets, "seconds"]
+    head = [
+        "sweep",
+        "trials (finished)",
+        "objective",
+        "rank correlation",
+        "of regret",
+        "best of the sweep",
+        *presets,
+        "seconds",
+    ]
     rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name in FRESH_SEEDS:
         lines = [line for line in read_results(SUITE) if line["task"] == name]
-        found = [_cells(line, by_kind(name) if line is lines[-1] else "") for line in lines]
+        found = [_cells(line, of_regret(name) if line is lines[-1] else "") for line in lines]
         found = found or [["not measured"] * (len(head) - 1)]
         rows += ["| " + " | ".join([name, *cells]) + " |" for cells in found]
     return rows
 
 
-def _cells(line: dict[str, Any], kinds: str) -> list[str]:
+def _cells(line: dict[str, Any], regret: str) -> list[str]:
     found = line["rank_correlation"]
     scale = 100 if found["metric"] == "accuracy" else 1
     spreads = [
@@ -47,24 +56,23 @@ def _cells(line: dict[str, Any], kinds: str) -> list[str]:
     ]
     return [
         f"{line['trials']} ({line['states'].get('finished', 0)})",
+        found["objective"],
         f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
-        kinds,
+        regret,
         *spreads,
         "not measured" if line["wall_seconds"] is None else f"{line['wall_seconds']:.0f}",
     ]
 
 
-def by_kind(name: str) -> str:
-    """The rank correlation that the recorded trials give `agreement` as it is combined today."""
+def of_regret(name: str) -> str:
+    """The rank correlation that the kept trials give the default objective, whatever steered them."""
     path = TRIALS / f"{name}.csv"
     if not path.exists():
         return "not measured"
     trials = pd.read_csv(path)
-    sources = {
-        column.split("/")[1]: trials[column] for column in map(str, trials.columns) if column.startswith("agreement/")
-    }
-    objective = [combined({source: column[i] for source, column in sources.items()}) for i in range(len(trials))]
-    return f"{pd.Series(objective).corr(trials[score_of(trials)], 'spearman'):.2f}"
+    sources = {str(name).split("/")[1]: trials[name] for name in trials.columns if str(name).startswith("regret/")}
+    regret = [combined({source: column[i] for source, column in sources.items()}) for i in range(len(trials))]
+    return f"{-pd.Series(regret).corr(trials[score_of(trials)], 'spearman'):.2f}"
 
 
 def score_of(trials: pd.DataFrame) -> str:

@@ -41,8 +41,10 @@ from gasim_ray.tuning.sweep import Sweep, parse_sweep
 
 #: Seeds that no sweep uses.
 FIRST_FRESH_SEED = 100
-#: Episodes of each fresh score, for policies.
+#: Episodes of each score, for policies.
 EPISODES = 100
+#: The true score is logged beside the objective; it steers nothing.
+RECORDED = ("--evaluate.enabled=true", f"--evaluate.episodes={EPISODES}")
 BEST = "best of the sweep"
 
 
@@ -66,7 +68,7 @@ def record_sweeps(names: Sequence[str]) -> None:
 
 def record_sweep(name: str) -> dict[str, Any]:
     """Run what is left of a sweep and of the comparison after it; returns the line."""
-    sweep = parse_sweep(Path("tune_configs") / f"{name}.yaml", ["--evaluate.enabled=true"])
+    sweep = parse_sweep(Path("tune_configs") / f"{name}.yaml", RECORDED)
     folder, started = Path("runs") / "benchmarks" / SUITE / name, time.monotonic()
     resumed = SweepFolder(folder).sweep.exists()
     if resumed:
@@ -108,11 +110,14 @@ def record_sweep(name: str) -> dict[str, Any]:
 
 
 def rank_correlation(trials: pd.DataFrame, sweep: Sweep) -> dict[str, Any]:
-    """Spearman's between objective and true score over all trials that report both, with its 95 % interval."""
-    objective = next(iter(sweep.objective))
+    """Spearman's between objective and true score over all trials that report both, with its 95 % interval.
+
+    Positive where what the sweep searches for goes with a high score.
+    """
+    objective, direction = next(iter(sweep.objective.items()))
     metric = score_of(trials)
     known = trials[[objective, metric]].dropna()
-    pairs = (known[objective].to_numpy(), known[metric].to_numpy())
+    pairs = ((1 if direction == "max" else -1) * known[objective].to_numpy(), known[metric].to_numpy())
     interval = bootstrap(
         pairs,
         spearman,

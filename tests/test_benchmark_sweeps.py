@@ -15,12 +15,12 @@ from gasim_ray.tuning.sweep import parse_sweep
 
 
 def trials() -> pd.DataFrame:
-    """Ten trials whose return rises with their agreement; the last two did not finish."""
+    """Ten trials whose return rises as their regret falls; the last two did not finish."""
     count = np.arange(10)
     return pd.DataFrame(
         {
             "state": ["finished"] * 8 + ["stopped", "failed"],
-            "agreement": count / 10,
+            "regret": 1 - count / 10,
             "return": [*(count[:9] * 10.0), float("nan")],
             "generator.kind": ["direct", "network"] * 5,
             "generator.reset_every": [0, 5] * 5,
@@ -40,8 +40,8 @@ def sweep_of(tmp_path: Path, teacher: Path) -> Any:
 def test_rank_correlation_is_over_all_trials_that_report_both(tmp_path: Path, vector_teacher: Path) -> None:
     found = sweeps.rank_correlation(trials(), sweep_of(tmp_path, vector_teacher))
     assert found["value"] == pytest.approx(1)
-    assert (found["trials"], found["objective"], found["metric"]) == (9, "agreement", "return")
-    shuffled = trials().assign(agreement=[0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.5])
+    assert (found["trials"], found["objective"], found["metric"]) == (9, "regret", "return")
+    shuffled = trials().assign(regret=[0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.5])
     weak = sweeps.rank_correlation(shuffled, sweep_of(tmp_path, vector_teacher))
     assert weak["low"] < weak["value"] < weak["high"]
     assert weak["value"] < 0.5
@@ -66,7 +66,7 @@ def test_the_table_shows_what_is_recorded_and_what_is_not(tmp_path: Path, monkey
         "task": "acrobot-dqn",
         "trials": 60,
         "states": {"finished": 20, "stopped": 40},
-        "rank_correlation": {"value": 0.71, "low": 0.5, "high": 0.8, "metric": "return"},
+        "rank_correlation": {"value": 0.71, "low": 0.5, "high": 0.8, "objective": "regret", "metric": "return"},
         "scores": {"best of the sweep": [-80.0, -82.0], "gasim": [-90.0, -92.0], "gas": [-100.0, -100.0]},
         "wall_seconds": 700.0,
         "date": "2026-01-01",
@@ -74,12 +74,13 @@ def test_the_table_shows_what_is_recorded_and_what_is_not(tmp_path: Path, monkey
     }
     cells.append_result("sweeps", line)
     (tmp_path / "results" / "sweeps").mkdir()
-    trials().assign(**{"agreement/uniform": range(10), "agreement/gas": range(10)}).to_csv(
+    trials().assign(**{"regret/geometry": range(10, 0, -1), "regret/gas": range(10)}).to_csv(
         tmp_path / "results" / "sweeps" / "acrobot-dqn.csv"
     )
     (row,) = [row for row in sweep_tables.sweep_rows() if row.startswith("| acrobot-dqn")]
     assert (
-        "| 60 (20) | 0.71 (0.50 to 0.80) | 1.00 | -81.0 ± 1.4 (2) | -91.0 ± 1.4 (2) | -100.0 ± 0.0 (2) | 700 |" in row
+        "| 60 (20) | regret | 0.71 (0.50 to 0.80) | 1.00 | -81.0 ± 1.4 (2) | -91.0 ± 1.4 (2) | -100.0 ± 0.0 (2) | 700 |"
+        in row
     )
     assert any("| acrobot-dqn | pool | 20,000 or more |" in row for row in sweep_tables.diversity_rows())
 

@@ -82,7 +82,7 @@ class Sweep:
     space: dict[str, Any]
     """Dotted key -> distribution; see tune_configs/template.yaml."""
 
-    objective: dict[str, Literal["max", "min"]] = field(default_factory=lambda: {"agreement": "max"})
+    objective: dict[str, Literal["max", "min"]] = field(default_factory=lambda: {"regret": "min"})
     """What is searched for, and in which direction; of several the first decides what is best."""
 
     searcher: Literal["random", "grid", "tpe", "nsga2"] = "tpe"
@@ -138,7 +138,7 @@ class Sweep:
 
     def _check_objective(self) -> None:
         if not self.objective:
-            raise UserError("sweep.objective: empty; give a figure and its direction, such as agreement: max")
+            raise UserError("sweep.objective: empty; give a figure and its direction, such as regret: min")
         known = (*PLAIN_METRICS, *TASK_METRICS)
         for name in self.objective:
             if name not in known:

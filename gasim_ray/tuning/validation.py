@@ -2,9 +2,9 @@
 
 A trial is not measured on what its own generators make: it could win by making that easy. Observations are invented
 once for the sweep, with random numbers that no trial uses, by every prior that fits the teacher and by the generators
-of several methods. Sources that know only the bounds count half and the others half, and within a source each action
-that the teacher chooses counts the same, so that neither many sources of one kind nor many observations of one answer
-decide.
+of several methods. Sources that know only the bounds are reported and count for nothing: on the trials of recorded
+sweeps they ranked students at random and drowned the others. Within a source each action that the teacher chooses
+counts the same, so that many observations of one answer do not decide.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from gasim_ray.tuning.sweep import ValidationSettings
 SEED_OFFSET = 1_000_003
 #: Methods whose generators supply a source each.
 METHODS = ("gasim", "gas", "dafl")
-#: Sources that know only the bounds; the others start from the teacher's weights or from what pictures look like.
+#: Sources that know only the bounds; the others start from the teacher's weights or from what pictures look like,
+#: and one at least, `gasim`, is always there.
 BLIND = ("uniform", "gaussian", "gas", "dafl")
 #: Samples for each that is kept where the teacher's decided answers are sought.
 CANDIDATES = 8
@@ -91,9 +92,8 @@ class Validation:
 
 
 def combined(figures: Mapping[str, float]) -> float:
-    """One figure of those of all sources: blind and informed ones count half each, however many there are."""
-    kinds = ([value for source, value in figures.items() if (source in BLIND) == blind] for blind in (True, False))
-    return float(np.mean([np.mean(values) for values in kinds if values]))
+    """One figure of those of all sources: the mean over those that are not blind."""
+    return float(np.mean([value for source, value in figures.items() if source not in BLIND]))
 
 
 def balanced(values: Tensor, choice: Tensor) -> float:
