@@ -79,7 +79,8 @@ class Cell:
         teacher = load_config(self.teacher).to_json()
         cell = {"out": "", "episodes": self.episodes, "method": self.method, "teacher": teacher}
         tree = plain(asdict(self.config))
-        del tree["student"]["cpus"]  # what the learner reserves; older lines know nothing of it
+        # What the learner reserves and how long an actor is waited for decide nothing; older lines know neither.
+        del tree["student"]["cpus"], tree["generator"]["timeout"]
         if "scenes" not in tree["generator"]["prior"]:
             del tree["scenes"]
         fields = without_off({**tree, **cell})

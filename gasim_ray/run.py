@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from gasim_ray.teachers import load_teacher
 
 #: Seconds between rows of metrics.csv.
 METRICS_SECONDS = 1.0
+#: Times in a run that a lost learner is started anew.
+LEARNER_LOSSES = 10
 #: Observations shown in samples.png.
 SAMPLES = 512
 
@@ -65,7 +67,11 @@ def distill(
         try:
             if state is None:
                 begin(folder, config, overwrite, mirror)
-            progress, learner = _drive(workers, config, folder, state, display, student, watch, mirror)
+            recorder = _Recorder(workers, config, folder, display, student, mirror)
+            with interruptible() as stop, closing(recorder.metrics):
+                progress, learner = _drive(recorder, state, watch, stop)
+                if stop() and progress.spent < 1.0:
+                    raise Interrupted(f"interrupted; go on with: {resuming(config, folder)}")
         finally:
             workers.close()
         _finish(folder, config, student, learner, progress)
@@ -95,80 +101,107 @@ def start_workers(teacher: Model, config: DistillConfig) -> Workers:
     return RayWorkers(teacher, config)
 
 
-def _drive(
-    workers: Workers,
-    config: DistillConfig,
-    folder: RunFolder,
-    state: dict[str, Any] | None,
-    display: Display,
-    student: Model,
-    watch: Watch | None,
-    mirror: Mirror | None,
-) -> tuple[Progress, dict[str, Any]]:
-    metrics = Metrics(folder.path)
-    last_row = last_checkpoint = time.perf_counter()
-    snapshots = 0 if state is None else snapshots_due(config, state["progress"]["seconds"])
+class _Recorder:
+    """Writes what a run leaves behind while its loop goes on: rows, checkpoints, copies of the student."""
 
-    def save(loop: Loop) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        config: DistillConfig,
+        folder: RunFolder,
+        display: Display,
+        student: Model,
+        mirror: Mirror | None,
+    ) -> None:
+        self.workers, self.config, self.folder = workers, config, folder
+        self.display, self.student, self.mirror = display, student, mirror
+        self.metrics = Metrics(folder.path)
+        self.last_row = self.last_checkpoint = time.perf_counter()
+        self.snapshots = 0
+
+    def report(self, loop: Loop) -> None:
+        """Write what is due after a step of the loop."""
+        now = time.perf_counter()
+        self.display.show(loop.progress)
+        due = snapshots_due(self.config, loop.progress.seconds)
+        if due > self.snapshots and loop.progress.spent < 1.0:
+            self.keep_snapshot(loop)
+            self.snapshots = due
+        if now - self.last_row >= METRICS_SECONDS:
+            self.write_row(loop)
+            self.workers.publish(vars(loop.progress))
+            self.last_row = now
+        if now - self.last_checkpoint >= self.config.checkpoint_seconds:
+            self.save(loop)
+
+    def save(self, loop: Loop) -> None:
+        """Write a checkpoint; a disk that does not take it costs only that."""
         try:
-            folder.save_checkpoint(loop.state_dict())
+            self.folder.save_checkpoint(loop.state_dict())
         except OSError as error:
-            display.note(f"warning: {error}; the run goes on, the checkpoint before it stays")
-        if mirror:
-            mirror.start_upload(display.note)
+            self.display.note(f"warning: {error}; the run goes on, the checkpoint before it stays")
+        if self.mirror:
+            self.mirror.start_upload(self.display.note)
+        self.last_checkpoint = time.perf_counter()
 
-    def write_row(loop: Loop) -> None:
+    def write_row(self, loop: Loop) -> None:
+        """Add a row to metrics.csv."""
         try:
-            metrics.write(loop.progress)
+            self.metrics.write(loop.progress)
         except OSError as error:
-            display.note(f"warning: metrics.csv: {error.strerror}; the run goes on")
+            self.display.note(f"warning: metrics.csv: {error.strerror}; the run goes on")
 
-    def current_student() -> Model:
-        weights = workers.read(workers.student_weights())
-        student.network.load_state_dict({name: torch.tensor(array) for name, array in weights.tensors.items()})
-        return student
+    def current_student(self) -> Model:
+        """The student as it is now."""
+        weights = self.workers.read(self.workers.student_weights())
+        self.student.network.load_state_dict({name: torch.tensor(array) for name, array in weights.tensors.items()})
+        return self.student
 
-    def keep_snapshot(loop: Loop) -> None:
+    def keep_snapshot(self, loop: Loop) -> None:
+        """Keep a copy of the student."""
         try:
-            folder.save_snapshot(loop.progress.seconds, current_student())
+            self.folder.save_snapshot(loop.progress.seconds, self.current_student())
         except (OSError, SafetensorError) as error:
-            display.note(f"warning: snapshots: {error}; the run goes on")
+            self.display.note(f"warning: snapshots: {error}; the run goes on")
+
+
+def _drive(
+    recorder: _Recorder, state: dict[str, Any] | None, watch: Watch | None, stop: Callable[[], bool]
+) -> tuple[Progress, dict[str, Any]]:
+    """Run the loop to the end of its budget: its last progress and the learner's state.
+
+    After a lost learner everything is started anew from the last checkpoint, except where somebody watches the run.
+    """
+    workers, config, losses = recorder.workers, recorder.config, 0
 
     def report(loop: Loop) -> None:
-        nonlocal last_row, last_checkpoint, snapshots
-        now = time.perf_counter()
-        display.show(loop.progress)
-        if snapshots_due(config, loop.progress.seconds) > snapshots and loop.progress.spent < 1.0:
-            keep_snapshot(loop)
-            snapshots = snapshots_due(config, loop.progress.seconds)
-        if now - last_row >= METRICS_SECONDS:
-            write_row(loop)
-            workers.publish(vars(loop.progress))
-            last_row = now
-        if now - last_checkpoint >= config.checkpoint_seconds:
-            save(loop)
-            last_checkpoint = time.perf_counter()
+        recorder.report(loop)
         if watch is not None:
             now = time.perf_counter()
-            watch(loop, current_student)
+            watch(loop, recorder.current_student)
             loop.idle += time.perf_counter() - now
 
-    with interruptible() as stop:
-        loop = Loop(workers, config, stop, report)
-        if state is not None:
-            loop.load_state_dict(state)
+    while True:
+        recorder.snapshots = 0 if state is None else snapshots_due(config, state["progress"]["seconds"])
         try:
+            loop = Loop(workers, config, stop, report, recorder.display.note)
+            if state is not None:
+                loop.load_state_dict(state)
             progress = loop.run()
+            recorder.write_row(loop)
+            recorder.save(loop)
+            return progress, workers.learner_state()
         except WorkerLost as error:
-            how = resuming(config, folder)
-            raise UserError(f"an actor died and cannot be replaced ({error}); go on with: {how}") from error
-        finally:
-            write_row(loop)
-            metrics.close()
-        save(loop)
-        if stop() and progress.spent < 1.0:
-            raise Interrupted(f"interrupted; go on with: {resuming(config, folder)}")
-    return progress, workers.learner_state()
+            losses += 1
+            if watch is not None or losses > LEARNER_LOSSES:
+                how = resuming(config, recorder.folder)
+                raise UserError(f"the learner was lost ({error}); go on with: {how}") from error
+            recorder.display.note(f"warning: the learner was lost ({error}); going on from the last checkpoint")
+            workers.restart()
+            if recorder.folder.checkpoint.exists():
+                state = recorder.folder.resume(config)
+            else:
+                recorder.folder.forget_after(0.0)
 
 
 def resuming(config: DistillConfig, folder: RunFolder) -> str:

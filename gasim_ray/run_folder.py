@@ -11,10 +11,12 @@ import json
 import os
 import platform
 import shutil
+import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy.typing as npt
 import torch
@@ -37,6 +39,7 @@ FREE_ON_RESUME = (
     "student.node_label",
     "student.cpus",
     "generator.cpus",
+    "generator.timeout",
 )
 
 
@@ -55,12 +58,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def save_tensors(path: Path, state: dict[str, Any]) -> None:
-    """Replace a file of tensors as a whole; raises OSError, the old file intact, if it cannot be written."""
+def save_tensors(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+    """Replace a file of tensors as a whole, and keep what it was as `previous`.
+
+    Raises OSError, the old file intact, if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     try:
         torch.save(state, partial)
+        if previous and path.exists():
+            path.replace(previous)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
@@ -93,6 +101,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU; raises UserError if it is not there or damaged."""
+    try:
+        with ZipFile(path) as archive:  # PyTorch writes sums, and does not look at them
+            if damaged := archive.testzip():
+                raise BadZipFile(damaged)
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise UserError(f"out: {path.parent.parent} holds no checkpoint to resume from ({path})") from error
+    except Exception as error:
+        # PyTorch's own text advises to open what may run code.
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}); start again with --overwrite") from error
+    return state
+
+
 def dotted(tree: dict[str, Any]) -> dict[str, Any]:
     """The settings of a configuration by dotted key."""
     flat: dict[str, Any] = {}
@@ -114,6 +137,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint" / "state.pt"
+        #: The one before it.
+        self.previous = path / "checkpoint" / ".previous.pt"
         self.student = path / "student"
         self.snapshots = path / "snapshots"
 
@@ -127,17 +152,15 @@ class RunFolder:
         write_atomically(self.path / "config.yaml", (header + config.to_yaml()).encode())
 
     def resume(self, config: DistillConfig) -> dict[str, Any]:
-        """The checkpoint's state; raises UserError if there is none or it belongs to other settings."""
+        """The checkpoint's state; raises UserError if there is none or it belongs to other settings.
+
+        If the last one is damaged or missing, the one before is taken, with a warning.
+        """
+        state = self.last_state()
         try:
-            saved = yaml.safe_load((self.path / "config.yaml").read_text())
-            state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
-        except FileNotFoundError as error:
-            raise UserError(f"out: {self.path} holds no checkpoint to resume from ({error.filename})") from error
-        except Exception as error:
-            # PyTorch's own text advises to open what may run code.
-            reason = type(error).__name__
-            raise UserError(f"{self.checkpoint}: cannot be read ({reason}); start again with --overwrite") from error
-        before = dotted(saved)
+            before = dotted(yaml.safe_load((self.path / "config.yaml").read_text()))
+        except (OSError, yaml.YAMLError, AttributeError) as error:
+            raise UserError(f"{self.path}/config.yaml: cannot be read ({type(error).__name__})") from error
         for key, value in dotted(plain(asdict(config))).items():
             free = key in FREE_ON_RESUME or key.split(".")[0] in FREE_ON_RESUME
             # A setting that an older version did not have is as it was then: at its default.
@@ -145,13 +168,25 @@ class RunFolder:
                 raise UserError(
                     f"{key}: {value} differs from {before[key]} of the run in {self.path}; use another --out"
                 )
-        self._trim_metrics(state["progress"]["seconds"])
-        for snapshot in self.snapshots.glob("*.?"):
-            if float(snapshot.name) > state["progress"]["seconds"]:
-                shutil.rmtree(snapshot)
+        self.forget_after(state["progress"]["seconds"])
         return state
 
-    def _trim_metrics(self, seconds: float) -> None:
+    def last_state(self) -> dict[str, Any]:
+        """The newest checkpoint that can be read; raises UserError if there is none."""
+        try:
+            return read_state(self.checkpoint)
+        except UserError as error:
+            if not self.previous.exists():
+                raise
+            state = read_state(self.previous)
+            print(f"warning: {error}; the checkpoint before it is taken instead", file=sys.stderr)
+            return state
+
+    def forget_after(self, seconds: float) -> None:
+        """Remove rows and copies of the student that belong to a course which was given up."""
+        for snapshot in self.snapshots.glob("*.?"):
+            if float(snapshot.name) > seconds:
+                shutil.rmtree(snapshot)
         path = self.path / "metrics.csv"
         if not path.exists():
             return
@@ -163,8 +198,11 @@ class RunFolder:
             writer.writerows(rows)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write what `resume` reads; raises OSError, the last checkpoint intact, if it cannot be written."""
-        save_tensors(self.checkpoint, state)
+        """Write what `resume` reads and keep the checkpoint before it.
+
+        Raises OSError, the last checkpoint intact, if it cannot be written.
+        """
+        save_tensors(self.checkpoint, state, self.previous)
 
     def save_snapshot(self, seconds: float, student: Model) -> None:
         """Keep a copy of the student as it was after so many seconds; it appears when it is whole."""
@@ -177,11 +215,7 @@ class RunFolder:
 
     def pool(self) -> npt.NDArray[Any]:
         """The invented observations (N, *spec.shape) in the checkpoint; raises UserError if it cannot be read."""
-        try:
-            state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
-        except Exception as error:
-            raise UserError(f"{self.checkpoint}: cannot be read ({type(error).__name__})") from error
-        observations: npt.NDArray[Any] = state["learner"]["pool"]["observations"].numpy()
+        observations: npt.NDArray[Any] = read_state(self.checkpoint)["learner"]["pool"]["observations"].numpy()
         return observations
 
     def write_summary(self, entries: dict[str, Any]) -> None:

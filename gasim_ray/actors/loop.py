@@ -14,15 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gasim_ray.actors.workers import Answer, WorkerLost, Workers
+from gasim_ray.actors.workers import Answer, BatchLost, WorkerLost, Workers
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.batch import BatchInfo
 from gasim_ray.core.learner import LearnerReport
+from gasim_ray.errors import UserError
 
 #: Updates that wait at the learner or run there.
 UPDATES_IN_FLIGHT = 2
 #: How much the newest batch counts in the running mean of agreement and staleness.
 SMOOTHING = 0.05
+#: Times for each actor that generators may be replaced, none of their batches being taken in meanwhile.
+REPLACEMENTS = 10
 #: Seconds that the loop waits at most before it looks at clocks and interrupts again.
 TICK_SECONDS = 0.2
 
@@ -69,6 +72,8 @@ class Loop:
     stop: Callable[[], bool]
     #: Called after every step with the progress; it may write a checkpoint through `state`.
     report: Callable[[Loop], None]
+    #: Told of every generator actor that is replaced.
+    note: Callable[[str], None] = lambda message: None
     progress: Progress = field(default_factory=Progress)
     #: Seconds that `report` spent on what is no part of the run, such as an evaluation; they do not count.
     idle: float = 0.0
@@ -80,7 +85,14 @@ class Loop:
         self.busy = 0.0
         self.weights = self.workers.student_weights()
         self.orders: dict[Answer, int] = {}
-        self.updates: list[Answer] = []
+        #: Updates under way, and what they take in.
+        self.updates: dict[Answer, list[BatchInfo]] = {}
+        #: When each actor last answered, was started, or got an order while it had none.
+        self.heard = [time.monotonic()] * self.config.generator.actors
+        #: The first order of each actor as it is now; what the one before it made may still be on its way.
+        self.first_order = [0] * self.config.generator.actors
+        #: Replacements since a batch was last taken in.
+        self.futile = 0
         self.arrived: list[tuple[int, Answer, BatchInfo]] = []
 
     def run(self) -> Progress:
@@ -111,9 +123,10 @@ class Loop:
             self._take_order(answer, actor, ask_again=True)
         self.arrived.sort(key=lambda item: item[0])
         self._update(len(self.arrived))
-        self._finish_updates(self.updates)
+        self._finish_updates(list(self.updates))
 
     def _pump(self) -> None:
+        self._replace_silent()
         for actor in range(len(self.next_order)):
             waiting = sum(1 for a in self.orders.values() if a == actor) + sum(a == actor for a, _, _ in self.arrived)
             for _ in range(self.config.generator.in_flight - waiting):
@@ -131,14 +144,16 @@ class Loop:
     def _order(self, actor: int) -> None:
         number = self.next_order[actor]
         self.next_order[actor] += 1
+        if actor not in self.orders.values():
+            self.heard[actor] = time.monotonic()
         self.orders[self.workers.order(actor, number, self.weights)] = actor
 
     def _take_order(self, answer: Answer, actor: int, ask_again: bool) -> None:
         del self.orders[answer]
         try:
             info: BatchInfo = self.workers.read(answer.summary)
-        except WorkerLost:
-            self._replace(actor)
+        except (WorkerLost, BatchLost) as error:
+            self._replace(actor, str(error))
             if ask_again:
                 self.next_order[actor] -= 1
                 self._order(actor)
@@ -147,26 +162,42 @@ class Loop:
             return
         self.arrived.append((actor, answer, info))
         self.answered.add(actor)
+        self.heard[actor] = time.monotonic()
         self.generations[info.generator] = info.generation
         p = self.progress
         p.agreement = mixed(p.agreement, info.agreement)
         p.teacher_seconds = mixed(p.teacher_seconds, info.teacher_seconds)
         p.actors_alive = len(self.answered)
 
-    def _replace(self, actor: int) -> None:
-        if actor not in self.answered and self.progress.restarts >= 10 * len(self.next_order):
-            raise WorkerLost(f"generator actor {actor} dies again and again before its first answer")
+    def _replace_silent(self) -> None:
+        """Replace actors that have not answered their orders for the settings' time."""
+        timeout, now = self.config.generator.timeout, time.monotonic()
+        for actor in set(self.orders.values()) if timeout else ():
+            if now - self.heard[actor] <= timeout:
+                continue
+            if self.workers.begun(actor):
+                self._replace(actor, f"no answer for {timeout:g} s")
+            self.heard[actor] = now
+
+    def _replace(self, actor: int, reason: str) -> None:
+        """Start a generator actor anew; raises UserError if that goes on without a batch."""
+        if self.futile >= REPLACEMENTS * len(self.next_order):
+            raise UserError(f"generator: actors fail again and again, none brings a batch (actor {actor}: {reason})")
+        self.note(f"warning: generator actor {actor} is replaced: {reason}")
         lost = [answer for answer, who in self.orders.items() if who == actor]
         for answer in lost:
             del self.orders[answer]
         self.answered.discard(actor)
         self.progress.restarts += 1
+        self.futile += 1
+        self.first_order[actor] = self.next_order[actor]
+        self.heard[actor] = time.monotonic()
         self.workers.replace(actor)
 
     def _update(self, count: int) -> None:
         taken, self.arrived = self.arrived[:count], self.arrived[count:]
         answer = self.workers.update(self.progress.spent, [batch.payload for _, batch, _ in taken])
-        self.updates.append(answer)
+        self.updates[answer] = [info for _, _, info in taken]
         p = self.progress
         for _, _, info in taken:
             p.observations += info.count
@@ -174,16 +205,32 @@ class Loop:
         p.reinitialisations = sum(self.generations.values())
 
     def _finish_updates(self, answers: list[Answer]) -> None:
-        for answer in list(answers):
-            report: LearnerReport = self.workers.read(answer.summary)
-            self.updates.remove(answer)
-            self.weights = answer.payload
+        for answer in answers:
+            infos = self.updates.pop(answer)
             p = self.progress
+            try:
+                report: LearnerReport = self.workers.read(answer.summary)
+            except BatchLost as error:
+                self.note(f"warning: batches were lost on their way to the learner: {error}")
+                p.observations -= sum(info.count for info in infos)
+                continue
+            self.weights = answer.payload
+            for info, fault in report.refused:
+                self._refuse(info, fault)
+            if len(report.refused) < len(infos):
+                self.futile = 0
             p.student_steps, p.loss, p.pool_size = report.student_step, report.loss, report.pool_size
             self.busy += report.seconds
 
+    def _refuse(self, info: BatchInfo, fault: str) -> None:
+        """Replace the actor of a batch that the learner refused, unless it was replaced since."""
+        self.progress.observations -= info.count
+        actor = info.generator // self.config.generator.per_actor
+        if info.order >= self.first_order[actor]:
+            self._replace(actor, f"a batch of it {fault}")
+
     def _drain(self) -> None:
-        self._finish_updates(self.updates)
+        self._finish_updates(list(self.updates))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; between two steps of the loop."""
@@ -200,6 +247,7 @@ class Loop:
         """Go on from a checkpoint."""
         self.workers.restore(state["learner"], state["generators"])
         self.next_order = list(state["next_order"])
+        self.first_order = list(state["next_order"])
         self.progress = Progress(**{**state["progress"], "actors_alive": 0})
         self.generations = dict(state["generations"])
         self.weights = self.workers.student_weights()

@@ -5,16 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from ray.util import get_current_placement_group
 from ray.util.metrics import Gauge
 
 from gasim_ray.actors.status import leave_status, take_status_back
-from gasim_ray.actors.workers import Answer, WorkerLost, make_learner, make_prior, make_synthesizer, use_threads
+from gasim_ray.actors.workers import (
+    Answer,
+    BatchLost,
+    WorkerLost,
+    make_learner,
+    make_prior,
+    make_synthesizer,
+    use_threads,
+)
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.learner import Learner
 from gasim_ray.core.model import Model
@@ -91,6 +100,10 @@ class RayWorkers:
             check_resources(config)
         self.gauges: dict[str, Any] = {}
         self.teacher = ray.put(teacher)
+        self._start_all(config.elastic)
+
+    def _start_all(self, elastic: bool) -> None:
+        config = self.config
         self.learner = (
             ray.remote(LearnerActor)
             .options(
@@ -101,9 +114,10 @@ class RayWorkers:
             .remote(self.teacher, config)
         )
         self.generators = [self._start(actor) for actor in range(config.generator.actors)]
-        ready = [actor.__ray_ready__.remote() for actor in (self.learner, *self.generators)]
+        self.ready_answers = [generator.__ray_ready__.remote() for generator in self.generators]
+        ready = [self.learner.__ray_ready__.remote(), *self.ready_answers]
         # The clock of an elastic run begins with its first generator, which may have to wait for a node.
-        ray.get(ready[0] if config.elastic else ready)
+        ray.get(ready[0] if elastic else ready)
         ray.wait(ready[1:], num_returns=1)
 
     def _start(self, actor: int) -> Any:
@@ -132,13 +146,22 @@ class RayWorkers:
     def read(self, summary: Any) -> Any:
         """See Workers; a mistake of the user's is raised as it was in the actor."""
         try:
-            return ray.get(summary)
+            return ray.get(summary, timeout=self.config.generator.timeout or None)
         except RayTaskError as error:
+            # Of what the task itself raised and what was wrong with its arguments both are told in this way.
             if isinstance(error.cause, UserError):
                 raise error.cause from None
+            if isinstance(error.cause, RayActorError | ObjectLostError):
+                raise BatchLost(first_line(error.cause)) from error
             raise
+        except GetTimeoutError as error:
+            raise WorkerLost(f"no answer for {self.config.generator.timeout:g} s") from error
         except RayActorError as error:
-            raise WorkerLost(str(error)) from error
+            raise WorkerLost(first_line(error)) from error
+
+    def begun(self, actor: int) -> bool:
+        """See Workers."""
+        return bool(ray.wait([self.ready_answers[actor]], timeout=0)[0])
 
     def student_weights(self) -> Any:
         """See Workers."""
@@ -146,7 +169,23 @@ class RayWorkers:
 
     def replace(self, actor: int) -> None:
         """See Workers."""
+        ray.kill(self.generators[actor])
         self.generators[actor] = self._start(actor)
+        self.ready_answers[actor] = self.generators[actor].__ray_ready__.remote()
+
+    def restart(self) -> None:
+        """See Workers; with those generators that there is room for, since a node may have been lost.
+
+        Raises UserError if there is none for the learner.
+        """
+        self._end_all()
+        if not self.placed:
+            check_resources(replace(self.config, elastic=True))
+        self._start_all(elastic=True)
+
+    def _end_all(self) -> None:
+        for actor in [self.learner, *self.generators]:
+            ray.kill(actor)
 
     def learner_state(self) -> dict[str, Any]:
         """See Workers."""
@@ -174,9 +213,13 @@ class RayWorkers:
 
     def close(self) -> None:
         """See Workers."""
-        for actor in [self.learner, *self.generators]:
-            ray.kill(actor)
+        self._end_all()
         take_status_back()
+
+
+def first_line(error: BaseException) -> str:
+    """What Ray says of a lost actor or object, without the page that follows."""
+    return str(error).strip().partition("\n")[0].rstrip(".:")
 
 
 def learner_gpus(config: DistillConfig) -> float:

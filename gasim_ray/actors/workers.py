@@ -44,6 +44,10 @@ class WorkerLost(Exception):  # noqa: N818
     """The actor behind an answer died before it answered."""
 
 
+class BatchLost(Exception):  # noqa: N818
+    """What an update was to take in went with the node that it lay on; the learner lives."""
+
+
 class Workers(Protocol):
     """What the loop drives."""
 
@@ -57,13 +61,19 @@ class Workers(Protocol):
         """Those that have arrived, waiting up to `timeout` seconds for the first."""
 
     def read(self, summary: Any) -> Any:
-        """The value of a summary; raises WorkerLost if its actor died."""
+        """The value of a summary; raises WorkerLost if its actor died, BatchLost if only what it was given is gone."""
+
+    def begun(self, actor: int) -> bool:
+        """Whether a generator actor has been started, rather than waiting for a node to run on."""
 
     def student_weights(self) -> Any:
         """The learner's current weights, as an order takes them."""
 
     def replace(self, actor: int) -> None:
-        """Start a generator actor anew in the place of a lost one."""
+        """Start a generator actor anew in the place of a lost one, which is ended if it still runs."""
+
+    def restart(self) -> None:
+        """Start the learner and all generators anew; their state is a new run's."""
 
     def learner_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the learner."""
@@ -164,11 +174,18 @@ class LocalWorkers:
         """The value itself."""
         return summary
 
+    def begun(self, actor: int) -> bool:
+        """See Workers."""
+        return True
+
     def student_weights(self) -> StudentWeights:
         """See Workers."""
         return self.learner.weights()
 
     def replace(self, actor: int) -> None:
+        """Nothing can be lost here."""
+
+    def restart(self) -> None:
         """Nothing can be lost here."""
 
     def learner_state(self) -> dict[str, Any]:

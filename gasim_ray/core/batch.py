@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gasim_ray.core.observation import ObservationSpec
+
 
 @dataclass(frozen=True)
 class BatchInfo:
@@ -42,6 +44,21 @@ class SyntheticBatch:
     #: (N, actions) float32: the teacher's policy logits, see core.outputs.
     teacher_logits: npt.NDArray[np.float32]
     info: BatchInfo
+
+
+def fault_of(batch: SyntheticBatch, spec: ObservationSpec, actions: int) -> str | None:
+    """Why a learner must not take a batch in: another shape or dtype than the teacher's, or no numbers; None if it may.
+
+    Every batch is looked at: a node with broken memory or another version's actor may send anything.
+    """
+    observations, logits, count = batch.observations, batch.teacher_logits, batch.info.count
+    if observations.shape != (count, *spec.shape) or observations.dtype != spec.dtype:
+        return f"has observations {observations.dtype} {observations.shape}"
+    if logits.shape != (count, actions):
+        return f"has logits {logits.shape}, not {(count, actions)}"
+    if not (np.isfinite(logits).all() and np.isfinite(observations).all()):
+        return "holds NaN or infinity"
+    return None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gasim_ray.core.batch import StudentWeights, SyntheticBatch
+from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch, fault_of
 from gasim_ray.core.distill import student_loss
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import policy_logits
@@ -34,6 +34,8 @@ class LearnerReport:
     pool_size: int
     #: Seconds that the update took.
     seconds: float = 0.0
+    #: Batches that were refused, and why.
+    refused: tuple[tuple[BatchInfo, str], ...] = ()
 
 
 class Learner:
@@ -51,18 +53,25 @@ class Learner:
     def update(self, progress: float, *batches: SyntheticBatch) -> tuple[LearnerReport, StudentWeights]:
         """Put the batches into the pool and take the settings' student steps for each; for none, as for one.
 
+        A batch that is not what a generator should make is refused, which the report tells.
+
         progress: share of the budget that is spent, 0 to 1; sets the learning rate and how much of the replay is hard.
         """
         started = time.perf_counter()
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        refused = []
         for batch in batches:
+            if fault := fault_of(batch, self.student.config.observation, self.student.config.actions):
+                refused.append((batch.info, fault))
+                continue
             self.newest = self._to_device(batch)
             self.pool.add(*self.newest)
-        count = self.settings.steps * max(1, len(batches))
+        count = self.settings.steps * max(1, len(batches)) if len(self.pool) else 0
         losses = [self._step(self.pool_settings.hard_share(progress)) for _ in range(count)]
-        loss = float(torch.stack(losses).mean())
-        return LearnerReport(self.steps, loss, len(self.pool), time.perf_counter() - started), self.weights()
+        loss = float(torch.stack(losses).mean()) if losses else float("nan")
+        seconds = time.perf_counter() - started
+        return LearnerReport(self.steps, loss, len(self.pool), seconds, tuple(refused)), self.weights()
 
     def _to_device(self, batch: SyntheticBatch) -> tuple[Tensor, Tensor]:
         observations, logits = torch.tensor(batch.observations), torch.tensor(batch.teacher_logits)

@@ -142,6 +142,9 @@ class GeneratorSettings:
     in_flight: int = 2
     """Orders under way at once for each actor."""
 
+    timeout: float = 900.0
+    """Seconds without an answer after which a generator actor that has orders is replaced; 0 waits for ever."""
+
     cpus: float = 0.5
     """CPUs that each generator actor reserves."""
 
@@ -163,6 +166,7 @@ class GeneratorSettings:
             "candidates",
             "contrast",
             "width",
+            "timeout",
         )
         check_range(self, dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0), {"meta": 1.0})
         if self.kind == "direct" and not self.prior:

@@ -45,6 +45,8 @@ class Display:
                 (progress.student_steps - self.earlier.student_steps) / passed,
             )
             self.earlier = Progress(**vars(progress))
+        elif passed < 0:  # back at a checkpoint
+            self.earlier = Progress(**vars(progress))
         if self.live:
             self.live.update(Text(line(progress, self.rates)))
         elif time.monotonic() - self.last_line >= PLAIN_SECONDS:

@@ -119,6 +119,7 @@ class _Trial:
         self.reported = due
         figures = self._measure(student())
         self.folder.save_checkpoint(loop.state_dict())
+        self.folder.previous.unlink(missing_ok=True)  # Tune keeps checkpoints, and copies the folder
         self._report({**figures, **costs(p), "spent": p.spent / self.plan.seeds})
 
     def _measure(self, student: Model) -> dict[str, float]:

@@ -1,0 +1,208 @@
+"""What a run survives: lost, silent and mad actors, and damaged checkpoints."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from rich.console import Console
+
+from gasim_ray import cli
+from gasim_ray.actors.loop import Loop, Progress
+from gasim_ray.actors.ray_workers import RayWorkers
+from gasim_ray.actors.workers import Answer, LocalWorkers
+from gasim_ray.config import DistillConfig, build_config
+from gasim_ray.core.batch import SyntheticBatch, fault_of
+from gasim_ray.core.learner import Learner
+from gasim_ray.core.model import load_model
+from gasim_ray.core.settings import PoolSettings, StudentSettings
+from gasim_ray.errors import UserError
+from gasim_ray.report.display import Display
+from gasim_ray.run import distill
+from gasim_ray.run_folder import RunFolder
+from gasim_ray.teachers import load_teacher
+
+
+def processes_of(actor: str) -> list[int]:
+    """The processes of this kind of Ray actor on this machine."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue  # it ended meanwhile
+        if name.startswith(f"ray::{actor}".encode()):
+            found.append(int(folder.name))
+    return found
+
+
+class Saboteur(Display):
+    """Does something once, when a run has come so far."""
+
+    def __init__(self, at_step: int, act: Callable[[], None]) -> None:
+        self.output = StringIO()
+        super().__init__(Console(file=self.output, width=1000))
+        self.at_step, self.act, self.done = at_step, act, False
+        self.steps: list[int] = []
+
+    def show(self, progress: Progress) -> None:
+        super().show(progress)
+        self.steps.append(progress.student_steps)
+        if progress.student_steps >= self.at_step and not self.done:
+            self.done = True
+            self.act()
+
+
+def kill_learner() -> None:
+    for process in processes_of("LearnerActor"):
+        os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0.1, 600.0])
+def test_a_killed_learner_goes_on_from_the_last_checkpoint(
+    checkpoint_seconds: float, tmp_path: Path, vector_teacher: Path, on_cluster: None
+) -> None:
+    """Without a checkpoint the run begins again."""
+    run = tmp_path / "run"
+    tree = tiny.tree(vector_teacher, out=str(run), checkpoint_seconds=checkpoint_seconds, budget={"student_steps": 600})
+    saboteur = Saboteur(300, kill_learner)
+    distill(build_config(tree), saboteur)
+    assert "warning: the learner was lost (" in saboteur.output.getvalue()
+    restarted = min(after for before, after in zip(saboteur.steps, saboteur.steps[1:], strict=False) if after < before)
+    assert (restarted > 0) == (checkpoint_seconds < 1)
+    assert saboteur.steps[-1] >= 600
+    assert (run / "summary.json").exists()
+    rows = [float(row.split(",")[0]) for row in (run / "metrics.csv").read_text().splitlines()[1:]]
+    assert rows == sorted(rows)
+
+
+def test_a_silent_generator_actor_is_replaced_and_the_others_go_on(
+    tmp_path: Path, vector_teacher: Path, on_cluster: None
+) -> None:
+    halted: list[int] = []
+
+    def halt() -> None:
+        halted.append(processes_of("GeneratorActor")[0])
+        os.kill(halted[0], signal.SIGSTOP)
+
+    tree = tiny.tree(vector_teacher, out=str(tmp_path / "run"), generator={"timeout": 1.0})
+    saboteur = Saboteur(20, halt)
+    distill(build_config({**tree, "budget": {"seconds": 8}}), saboteur)
+    assert "is replaced: no answer for 1 s" in saboteur.output.getvalue()
+    assert halted[0] not in processes_of("GeneratorActor")
+    assert len(set(saboteur.steps)) > 20
+
+
+def test_an_actor_that_waits_for_a_node_is_not_silent(vector_teacher: Path, on_cluster: None) -> None:
+    tree = tiny.tree(vector_teacher, elastic=True, generator={"actors": 4, "cpus": 1.5, "timeout": 0.5})
+    config = build_config({**tree, "budget": {"seconds": 3}})
+    workers = RayWorkers(load_teacher(vector_teacher), config)
+    try:
+        progress = Loop(workers, config, lambda: False, lambda loop: None).run()
+        assert [workers.begun(actor) for actor in range(4)].count(True) == 2
+    finally:
+        workers.close()
+    assert (progress.actors_alive, progress.restarts) == (2, 0)
+
+
+class Mad(LocalWorkers):
+    """One actor of two makes what no teacher answers, until it is replaced; or for ever."""
+
+    def __init__(self, config: DistillConfig, for_ever: bool) -> None:
+        super().__init__(load_teacher(config.teacher), config)
+        self.mad = set(range(config.generator.actors)) if for_ever else {1}
+        self.for_ever = for_ever
+
+    def order(self, actor: int, order: int, weights: Any) -> Answer:
+        answer = super().order(actor, order, weights)
+        if actor in self.mad:
+            answer.payload.teacher_logits[3] = np.nan
+        return answer
+
+    def replace(self, actor: int) -> None:
+        if not self.for_ever:
+            self.mad.discard(actor)
+
+
+def test_a_batch_of_nan_costs_its_actor_alone(vector_teacher: Path) -> None:
+    config = build_config(tiny.tree(vector_teacher, local=True))
+    notes: list[str] = []
+    workers = Mad(config, for_ever=False)
+    progress = Loop(workers, config, lambda: False, lambda loop: None, notes.append).run()
+    assert notes == ["warning: generator actor 1 is replaced: a batch of it holds NaN or infinity"]
+    assert progress.restarts == 1
+    assert progress.student_steps >= 40
+    assert progress.observations == progress.pool_size == len(workers.learner.pool)
+    assert bool(workers.learner.pool.logits[: len(workers.learner.pool)].isfinite().all())
+
+
+def test_a_run_of_which_no_batch_can_be_taken_ends(vector_teacher: Path) -> None:
+    config = build_config(tiny.tree(vector_teacher, local=True))
+    with pytest.raises(UserError, match=r"^generator: actors fail again and again.*holds NaN"):
+        Loop(Mad(config, for_ever=True), config, lambda: False, lambda loop: None).run()
+
+
+def made(**changed: Any) -> SyntheticBatch:
+    """A batch as a generator makes it, with changes."""
+    config = build_config(tiny.tree(TEACHER, local=True))
+    workers = LocalWorkers(load_teacher(config.teacher), config)
+    batch: SyntheticBatch = workers.order(0, 0, workers.student_weights()).payload
+    return replace(batch, **changed)
+
+
+TEACHER = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({}, None),
+        ({"observations": np.zeros((32, 5), np.float32)}, r"has observations float32 (32, 5)"),
+        ({"observations": np.zeros((31, 4), np.float32)}, r"has observations float32 (31, 4)"),
+        ({"observations": np.zeros((32, 4), np.float64)}, r"has observations float64 (32, 4)"),
+        ({"observations": np.full((32, 4), np.inf, np.float32)}, "holds NaN or infinity"),
+        ({"teacher_logits": np.zeros((32, 3), np.float32)}, "has logits (32, 3), not (32, 2)"),
+        ({"teacher_logits": np.full((32, 2), np.nan, np.float32)}, "holds NaN or infinity"),
+    ],
+)
+def test_only_what_a_generator_should_make_is_taken_in(changed: dict[str, Any], fault: str | None) -> None:
+    teacher, batch = load_teacher(TEACHER), made(**changed)
+    assert fault_of(batch, teacher.config.observation, 2) == fault
+    learner = Learner(load_model(TEACHER), StudentSettings(batch_size=8, steps=2), PoolSettings(), 0, "cpu")
+    report, _ = learner.update(0.0, batch)
+    assert report.refused == (() if fault is None else ((batch.info, fault),))
+    assert (report.pool_size, report.student_step) == ((32, 2) if fault is None else (0, 0))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_the_checkpoint_before_a_damaged_one_is_taken(
+    damage: str, tmp_path: Path, config_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ["distill", str(config_file(tiny.tree(TEACHER, local=True, out=str(run))))]
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--resume", "--budget.student_steps=80"]) == 0
+    folder = RunFolder(run)
+    assert [torch.load(path)["progress"]["student_steps"] for path in (folder.previous, folder.checkpoint)] == [40, 80]
+    content = bytearray(folder.checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    {
+        "truncated": lambda: folder.checkpoint.write_bytes(content[:3000]),
+        "altered": lambda: folder.checkpoint.write_bytes(content),
+        "missing": lambda: folder.checkpoint.unlink(),  # a kill between two renames
+    }[damage]()
+    capsys.readouterr()
+    assert cli.main([*command, "--resume", "--budget.student_steps=80"]) == 0
+    assert "the checkpoint before it is taken instead" in capsys.readouterr().err
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert rows[0].split(",")[3] == "student_steps"
+    assert int(rows[-1].split(",")[3]) == 80
