@@ -5,6 +5,8 @@ from __future__ import annotations
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from benchmarks.cells import ROOT, read_results
@@ -17,6 +19,8 @@ FRESH_SEEDS = {"cartpole-dqn": 5, "acrobot-dqn": 5, "lunarlander-dqn": 5, "mnist
 #: Trials are kept there.
 TRIALS = ROOT / "results" / SUITE
 PRESETS = ("gasim", "gas")
+#: Of scores among trials, for a p.
+PERMUTATIONS = 5000
 #: What makes generators diverse -> the edges between the groups that the table shows.
 DIVERSITY: dict[str, tuple[float, ...]] = {
     "orders until re-initialised": (0, 1, 2, 10, 30),
@@ -81,14 +85,15 @@ def score_of(trials: pd.DataFrame) -> str:
 
 
 def diversity_rows() -> list[str]:
-    """Median true score of the finished trials in each group of each setting, and how many they are."""
-    rows = ["| sweep | setting | group | median score | trials |", "| --- | --- | --- | --- | --- |"]
+    """For each group of each setting: the finished trials' median true score, their number, and what chance says."""
+    rows = ["| sweep | setting | group | median score | trials | p |", "| --- | --- | --- | --- | --- | --- |"]
     for name in FRESH_SEEDS:
         path = TRIALS / f"{name}.csv"
         if path.exists():
             trials = pd.read_csv(path)
+            chances = {setting: chance(diverse(trials), setting) for setting in DIVERSITY}
             rows += [
-                f"| {name} | {setting} | {group} | {median:.4g} | {count} |"
+                f"| {name} | {setting} | {group} | {median:.4g} | {count} | {chances[setting]} |"
                 for setting, group, median, count in groups(trials)
             ]
     return rows if len(rows) > 2 else []
@@ -122,6 +127,30 @@ def groups(trials: pd.DataFrame) -> list[tuple[str, str, float, int]]:
             if len(inside):
                 made.append((setting, group_name(low, high), float(inside["score"].median()), len(inside)))
     return made
+
+
+def chance(finished: pd.DataFrame, setting: str) -> str:
+    """How often groups differ as much if a setting decides nothing: p of a permutation within all other settings.
+
+    The difference is the variance of the groups' mean scores. Empty where no trials differ in this setting alone.
+    """
+    others = [name for name in DIVERSITY if name != setting]
+    strata = [rows for rows in finished.groupby(others).indices.values() if len(set(finished[setting].iloc[rows])) > 1]
+    if sum(map(len, strata)) < len(finished):
+        return ""
+    values, random = finished[setting].to_numpy(), np.random.default_rng(0)
+    scores = finished["score"].to_numpy(float)
+
+    def difference(shuffled: npt.NDArray[np.float64]) -> float:
+        return float(np.var([shuffled[values == value].mean() for value in np.unique(values)]))
+
+    found, shuffled = difference(scores), scores.copy()
+    least = 0
+    for _ in range(PERMUTATIONS):
+        for rows in strata:
+            shuffled[rows] = random.permutation(scores[rows])
+        least += difference(shuffled) >= found - 1e-9
+    return f"{least / PERMUTATIONS:.2g}"
 
 
 def group_name(low: float, high: float) -> str:

@@ -57,6 +57,17 @@ def test_groups_of_diversity_hold_finished_trials_alone() -> None:
     assert sum(count for (setting, _), (_, count) in found.items() if setting == "pool") == 8
 
 
+def test_chance_tells_a_setting_that_matters_from_one_that_does_not() -> None:
+    """A grid of 4 x 3 x 2, in which the number of generators alone decides."""
+    grid = pd.MultiIndex.from_product([[0, 3, 10, 30], [1, 2, 4], [2000, 20000]], names=list(sweep_tables.DIVERSITY))
+    finished = grid.to_frame(index=False)
+    noise = np.random.default_rng(1).normal(size=len(finished))
+    finished["score"] = 5.0 * finished["generators"] + noise
+    assert float(sweep_tables.chance(finished, "generators")) < 0.01
+    assert float(sweep_tables.chance(finished, "pool")) > 0.05
+    assert sweep_tables.chance(finished.drop_duplicates(["orders until re-initialised", "pool"]), "generators") == ""
+
+
 def test_the_table_shows_what_is_recorded_and_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "ROOT", tmp_path)
     monkeypatch.setattr(sweep_tables, "TRIALS", tmp_path / "results" / "sweeps")
