@@ -23,7 +23,7 @@ LABELS = "labels"
 #: Rows that saw data, with the names that tables give them.
 CONTROLS = {REAL: "real observations", LABELS: "trained on the data"}
 
-Kind = Literal["distill", "speed"]
+Kind = Literal["distill", "speed", "chaos"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cell:
     """One task, method and seed of a suite."""
 
     suite: str
-    #: What is measured: a student, or a ratio of speeds.
+    #: What is measured: a student, a ratio of speeds, or what a fault costs; the method then is the fault.
     kind: Kind
     task: str
     method: str
@@ -124,7 +124,8 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
     """One cell with all its settings; a variant is a method with other settings under a name of its own."""
     settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
     variants = {**declared.get("variants", {}), **{name: {"method": "gasim"} for name in CONTROLS}}
-    tree = merged(declared["config"], settings, variants.get(method, {"method": method}), {"seed": seed})
+    own = {} if declared["kind"] == "chaos" else variants.get(method, {"method": method})
+    tree = merged(declared["config"], settings, own, {"seed": seed})
     group = declared["tasks"][task].get("group", suite)
     return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), tree)
 

@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from benchmarks.cells import (
     matches,
     suite_names,
 )
+from benchmarks.chaos import measure_fault
 from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.core.model import Model, ModelConfig, load_model
@@ -109,7 +111,8 @@ def make_teacher(cell: Cell, deadline: float) -> None:
 
 def expected_seconds(cell: Cell) -> float:
     """What a cell takes: its distillation, the start of its actors and its evaluation."""
-    return (cell.config.budget.seconds or 60.0) + 25.0
+    seconds = cell.config.budget.seconds or 60.0
+    return 2 * seconds + 60.0 if cell.kind == "chaos" else seconds + 25.0
 
 
 def record(cell: Cell) -> dict[str, Any]:
@@ -117,6 +120,9 @@ def record(cell: Cell) -> dict[str, Any]:
     teacher = load_teacher(cell.config.teacher)
     if cell.kind == "speed":
         result = measure_speed(cell.task, cell.config)
+    elif cell.kind == "chaos":
+        student, told = measure_fault(cell)
+        result = {**score(cell, student), **told}
     elif cell.method == REAL:
         result = measure_real(cell, teacher)
     elif cell.method == LABELS:
@@ -159,7 +165,7 @@ def measure_method(cell: Cell) -> dict[str, Any]:
     counts = {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
     modes = modes_of_run(cell.folder, task_of_teacher(cell.config.teacher, cell.episodes))
     held = {} if modes is None else {"mode_shares": modes.shares, "mode_recall": modes.recall}
-    folder.checkpoint.unlink()
+    shutil.rmtree(folder.checkpoint.parent)
     return {**score(cell, student), **counts, **held, **curve(cell, folder)}
 
 

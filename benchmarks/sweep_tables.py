@@ -132,17 +132,19 @@ def groups(trials: pd.DataFrame) -> list[tuple[str, str, float, int]]:
 def chance(finished: pd.DataFrame, setting: str) -> str:
     """How often groups differ as much if a setting decides nothing: p of a permutation within all other settings.
 
-    The difference is the variance of the groups' mean scores. Empty where no trials differ in this setting alone.
+    The difference is the variance of the groups' mean scores. Empty where a trial has none that differs in this setting
+    alone, and of one group.
     """
     others = [name for name in DIVERSITY if name != setting]
     strata = [rows for rows in finished.groupby(others).indices.values() if len(set(finished[setting].iloc[rows])) > 1]
-    if sum(map(len, strata)) < len(finished):
+    group_of = np.digitize(finished[setting], DIVERSITY[setting])
+    if sum(map(len, strata)) < len(finished) or len(set(group_of)) < 2:
         return ""
-    values, random = finished[setting].to_numpy(), np.random.default_rng(0)
+    random = np.random.default_rng(0)
     scores = finished["score"].to_numpy(float)
 
     def difference(shuffled: npt.NDArray[np.float64]) -> float:
-        return float(np.var([shuffled[values == value].mean() for value in np.unique(values)]))
+        return float(np.var([shuffled[group_of == group].mean() for group in np.unique(group_of)]))
 
     found, shuffled = difference(scores), scores.copy()
     least = 0
@@ -150,7 +152,7 @@ def chance(finished: pd.DataFrame, setting: str) -> str:
         for rows in strata:
             shuffled[rows] = random.permutation(scores[rows])
         least += difference(shuffled) >= found - 1e-9
-    return f"{least / PERMUTATIONS:.2g}"
+    return f"{(least + 1) / (PERMUTATIONS + 1):.2g}"
 
 
 def group_name(low: float, high: float) -> str:

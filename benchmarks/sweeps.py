@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -170,7 +171,7 @@ def scored(config: DistillConfig, place: Path) -> float:
     connect()
     with Display(Console(stderr=True, quiet=True)) as display:
         distill(config, display, overwrite=True)
-    RunFolder(place).checkpoint.unlink()
+    shutil.rmtree(RunFolder(place).checkpoint.parent)
     task = task_of_teacher(config.teacher, EPISODES, local=True)
     return task.measure({TEACHER: load_model(RunFolder(place).student)})[0][TEACHER].interval.mean
 

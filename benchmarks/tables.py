@@ -14,11 +14,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks import scaling
 from benchmarks.cells import CONTROLS, ROOT, Cell, current_results, load_suite, read_results
 from benchmarks.methods import method_pages
 from benchmarks.sweep_tables import SUITE, diversity_rows, sweep_rows
 
-FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT.parent / "docs" / "methods.md")
+FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT / "scaling.md", ROOT.parent / "docs" / "methods.md")
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MISSING = "not measured"
 #: How a line of `speed` names its figures -> how tables do.
@@ -56,10 +57,13 @@ def table(suite: str) -> str:
     if suite == "sweeps":
         made_by = provenance("python -m benchmarks.sweeps", read_results(SUITE))
         return "\n".join([*sweep_rows(), "", made_by, "", *diversity_rows()]) + "\n"
+    if suite in scaling.TABLES:
+        made_by = provenance("python -m benchmarks.scaling", list(scaling.newest().values()))
+        return "\n".join([*scaling.TABLES[suite](), "", made_by]) + "\n"
     if suite == "modes":
         return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"
     cells, results = load_suite(suite), current_results(suite)
-    rows = speed_rows(cells, results) if cells[0].kind == "speed" else score_rows(cells, results)
+    rows = ROWS[cells[0].kind](cells, results)
     return "\n".join(rows) + "\n\n" + provenance(f"python -m benchmarks.run {suite}", list(results.values())) + "\n"
 
 
@@ -158,6 +162,36 @@ def speed_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
             first, second = line[unit]
             rows.append(f"| {cell.task} | {first:,.0f} to {second:,.0f} {word} | {line['ratio']:.2f} |")
     return rows
+
+
+def chaos_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
+    """One row a task and fault; without one, mean and spread over seeds."""
+    head = ("task", "fault", "recovered", "replaced actors", "lost s", "lost observations", "s to recover", "score")
+    rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for task, method in dict.fromkeys((cell.task, cell.method) for cell in cells):
+        lines = [results[c.name] for c in cells if (c.task, c.method) == (task, method) and c.name in results]
+        told = [MISSING, *[""] * 4, MISSING]
+        if lines:
+            last = lines[-1]
+            recovery = last["recovery_seconds"]
+            told = [
+                "yes" if all(line["recovered"] for line in lines) else f"no (exit {last['exit_codes']})",
+                str(last["restarts"]),
+                f"{last['lost_seconds']:.1f}",
+                f"{last['lost_observations']:,}",
+                "never" if recovery is None else f"{recovery:.1f}",
+                spread(lines),
+            ]
+        rows.append("| " + " | ".join([task, method, *told]) + " |")
+    return rows
+
+
+#: Kind of a suite -> its table.
+ROWS: dict[str, Callable[[list[Cell], dict[str, dict[str, Any]]], list[str]]] = {
+    "distill": score_rows,
+    "speed": speed_rows,
+    "chaos": chaos_rows,
+}
 
 
 def provenance(command: str, lines: list[dict[str, Any]]) -> str:

@@ -67,6 +67,7 @@ def distill(
         try:
             if state is None:
                 begin(folder, config, overwrite, mirror)
+            display.run = config.run_folder().name
             recorder = _Recorder(workers, config, folder, display, student, mirror)
             with interruptible() as stop, closing(recorder.metrics):
                 progress, learner = _drive(recorder, state, watch, stop)
@@ -144,6 +145,13 @@ class _Recorder:
             self.mirror.start_upload(self.display.note)
         self.last_checkpoint = time.perf_counter()
 
+    def go_back(self) -> dict[str, Any] | None:
+        """The last checkpoint, as if the run had been stopped there; None if there is none yet."""
+        if self.folder.checkpoint.exists() or self.folder.previous.exists():
+            return self.folder.resume(self.config)
+        self.folder.forget_after(0.0)
+        return None
+
     def write_row(self, loop: Loop) -> None:
         """Add a row to metrics.csv."""
         try:
@@ -182,8 +190,11 @@ def _drive(
             loop.idle += time.perf_counter() - now
 
     while True:
-        recorder.snapshots = 0 if state is None else snapshots_due(config, state["progress"]["seconds"])
         try:
+            if losses:
+                workers.restart()
+                state = recorder.go_back()
+            recorder.snapshots = 0 if state is None else snapshots_due(config, state["progress"]["seconds"])
             loop = Loop(workers, config, stop, report, recorder.display.note)
             if state is not None:
                 loop.load_state_dict(state)
@@ -197,11 +208,6 @@ def _drive(
                 how = resuming(config, recorder.folder)
                 raise UserError(f"the learner was lost ({error}); go on with: {how}") from error
             recorder.display.note(f"warning: the learner was lost ({error}); going on from the last checkpoint")
-            workers.restart()
-            if recorder.folder.checkpoint.exists():
-                state = recorder.folder.resume(config)
-            else:
-                recorder.folder.forget_after(0.0)
 
 
 def resuming(config: DistillConfig, folder: RunFolder) -> str:

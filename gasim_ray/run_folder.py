@@ -61,7 +61,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def save_tensors(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
     """Replace a file of tensors as a whole, and keep what it was as `previous`.
 
-    Raises OSError, the old file intact, if it cannot be written.
+    Raises OSError, what was there intact, if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -138,7 +138,7 @@ class RunFolder:
         self.path = path
         self.checkpoint = path / "checkpoint" / "state.pt"
         #: The one before it.
-        self.previous = path / "checkpoint" / ".previous.pt"
+        self.previous = path / "checkpoint" / "previous.pt"
         self.student = path / "student"
         self.snapshots = path / "snapshots"
 
@@ -175,11 +175,11 @@ class RunFolder:
         """The newest checkpoint that can be read; raises UserError if there is none."""
         try:
             return read_state(self.checkpoint)
-        except UserError as error:
+        except UserError:
             if not self.previous.exists():
                 raise
             state = read_state(self.previous)
-            print(f"warning: {error}; the checkpoint before it is taken instead", file=sys.stderr)
+            print(f"warning: {self.checkpoint} is damaged or missing; the one before it is taken", file=sys.stderr)
             return state
 
     def forget_after(self, seconds: float) -> None:

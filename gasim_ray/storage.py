@@ -129,8 +129,15 @@ class Mirror:
 
     def _copy_what_is_new(self) -> None:
         for path in self._whole_files():
-            if path.exists() and self.copied.get(path) != version_of(path):
+            if not path.exists() or self.copied.get(path) == version_of(path):
+                continue
+            # A checkpoint that has become the one before is there already, under another name.
+            twin = next((other for other, version in self.copied.items() if version == version_of(path)), None)
+            if twin is None:
                 self._copy(path)
+            else:
+                self.files.copy_file(self._target(twin), self._target(path))
+                self.copied[path] = version_of(path)
         for path in [path for path in self.copied if not path.exists()]:
             self.files.delete_file(self._target(path))
             del self.copied[path]

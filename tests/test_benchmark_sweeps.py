@@ -65,6 +65,7 @@ def test_chance_tells_a_setting_that_matters_from_one_that_does_not() -> None:
     finished["score"] = 5.0 * finished["generators"] + noise
     assert float(sweep_tables.chance(finished, "generators")) < 0.01
     assert float(sweep_tables.chance(finished, "pool")) > 0.05
+    assert sweep_tables.chance(finished.assign(pool=[1, 2] * 12), "pool") == ""  # one group
     assert sweep_tables.chance(finished.drop_duplicates(["orders until re-initialised", "pool"]), "generators") == ""
 
 

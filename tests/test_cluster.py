@@ -6,11 +6,13 @@ import copy
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import hosts
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from gasim_ray.actors.loop import Progress
 
 REPOSITORY = Path(__file__).parents[1]
 CLUSTER = REPOSITORY / "cluster"
@@ -58,6 +62,12 @@ def test_the_files_for_kubernetes_agree() -> None:
     dockerfile = (CLUSTER / "Dockerfile").read_text()
     assert f"RAY={cluster['spec']['rayVersion']}-" in dockerfile
     assert f"ray=={cluster['spec']['rayVersion']}" in (REPOSITORY / "constraints.txt").read_text()
+
+
+def test_the_dashboard_shows_what_runs_publish() -> None:
+    panels = json.loads((CLUSTER / "grafana.json").read_text())["panels"]
+    shown = {re.search(r"ray_gasim_(\w+)", panel["targets"][0]["expr"])[1] for panel in panels}  # type: ignore[index]
+    assert shown == {f.name for f in fields(Progress)} - {"seconds"}
 
 
 class OnPremises:

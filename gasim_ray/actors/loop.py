@@ -22,10 +22,16 @@ from gasim_ray.errors import UserError
 
 #: Updates that wait at the learner or run there.
 UPDATES_IN_FLIGHT = 2
+#: Seconds that an update lasts at least if there are batches enough, so that what a call costs does not count.
+UPDATE_SECONDS = 0.005
+#: Batches that an update takes in at most.
+UPDATE_BATCHES = 16
 #: How much the newest batch counts in the running mean of agreement and staleness.
 SMOOTHING = 0.05
 #: Times for each actor that generators may be replaced, none of their batches being taken in meanwhile.
 REPLACEMENTS = 10
+#: Seconds between two looks for actors that have fallen silent.
+SILENCE_SECONDS = 1.0
 #: Seconds that the loop waits at most before it looks at clocks and interrupts again.
 TICK_SECONDS = 0.2
 
@@ -38,7 +44,7 @@ class Progress:
     seconds: float = 0.0
     #: Share of the budget that is spent.
     spent: float = 0.0
-    #: Synthetic observations that were handed to the learner.
+    #: Synthetic observations that were handed to the learner; those that it refused do not count.
     observations: int = 0
     student_steps: int = 0
     #: Mean student loss of the last update.
@@ -51,7 +57,7 @@ class Progress:
     pool_size: int = 0
     #: Generators started anew by clock or stagnation.
     reinitialisations: int = 0
-    #: Generator actors that died and were replaced.
+    #: Generator actors that were replaced: they died, fell silent, or the learner refused a batch of them.
     restarts: int = 0
     #: Generator actors that answered since they were started.
     actors_alive: int = 0
@@ -87,8 +93,14 @@ class Loop:
         self.orders: dict[Answer, int] = {}
         #: Updates under way, and what they take in.
         self.updates: dict[Answer, list[BatchInfo]] = {}
+        #: Orders of each actor that it has not answered, and batches of it that wait for the learner.
+        self.asked = [0] * self.config.generator.actors
+        self.held = [0] * self.config.generator.actors
+        #: Running mean of the seconds that the learner takes for a batch.
+        self.batch_seconds = float("nan")
         #: When each actor last answered, was started, or got an order while it had none.
         self.heard = [time.monotonic()] * self.config.generator.actors
+        self.looked = time.monotonic()
         #: The first order of each actor as it is now; what the one before it made may still be on its way.
         self.first_order = [0] * self.config.generator.actors
         #: Replacements since a batch was last taken in.
@@ -126,41 +138,54 @@ class Loop:
         self._finish_updates(list(self.updates))
 
     def _pump(self) -> None:
-        self._replace_silent()
         for actor in range(len(self.next_order)):
-            waiting = sum(1 for a in self.orders.values() if a == actor) + sum(a == actor for a, _, _ in self.arrived)
-            for _ in range(self.config.generator.in_flight - waiting):
+            for _ in range(self.config.generator.in_flight - self.asked[actor] - self.held[actor]):
                 self._order(actor)
         for answer in self.workers.ready([*self.orders, *self.updates], TICK_SECONDS):
             if answer in self.orders:
                 self._take_order(answer, self.orders[answer], ask_again=False)
             elif answer in self.updates:
                 self._finish_updates([answer])
+        # Not before what has arrived was read: a checkpoint may have taken longer than an actor may be silent.
+        self._replace_silent()
         if self.arrived and len(self.updates) < UPDATES_IN_FLIGHT:
-            self._update(1)
+            while self.arrived and len(self.updates) < UPDATES_IN_FLIGHT:
+                self._update(self._batches_at_once())
         elif self.progress.observations and not self.updates:
             self._update(0)
+
+    def _batches_at_once(self) -> int:
+        """How many batches make an update that is worth a call; one until it is known how long they take."""
+        enough = UPDATE_SECONDS / max(self.batch_seconds, 1e-9)
+        return max(1, int(min(enough, UPDATE_BATCHES))) if enough == enough else 1
 
     def _order(self, actor: int) -> None:
         number = self.next_order[actor]
         self.next_order[actor] += 1
-        if actor not in self.orders.values():
+        if not self.asked[actor]:
             self.heard[actor] = time.monotonic()
+        self.asked[actor] += 1
         self.orders[self.workers.order(actor, number, self.weights)] = actor
 
     def _take_order(self, answer: Answer, actor: int, ask_again: bool) -> None:
         del self.orders[answer]
+        self.asked[actor] -= 1
         try:
-            info: BatchInfo = self.workers.read(answer.summary)
+            info: BatchInfo = self.workers.read(answer.summary, self.config.generator.timeout)
         except (WorkerLost, BatchLost) as error:
+            if isinstance(error, BatchLost):  # the weights that it was given; a dead learner is told by this
+                self.weights = self.workers.student_weights()
+                self.workers.read(self.weights)
             self._replace(actor, str(error))
             if ask_again:
                 self.next_order[actor] -= 1
+                self.first_order[actor] -= 1
                 self._order(actor)
                 again = next(a for a, who in self.orders.items() if who == actor)
                 self._take_order(again, actor, ask_again)
             return
         self.arrived.append((actor, answer, info))
+        self.held[actor] += 1
         self.answered.add(actor)
         self.heard[actor] = time.monotonic()
         self.generations[info.generator] = info.generation
@@ -172,12 +197,14 @@ class Loop:
     def _replace_silent(self) -> None:
         """Replace actors that have not answered their orders for the settings' time."""
         timeout, now = self.config.generator.timeout, time.monotonic()
-        for actor in set(self.orders.values()) if timeout else ():
-            if now - self.heard[actor] <= timeout:
-                continue
-            if self.workers.begun(actor):
+        if not timeout or now - self.looked < SILENCE_SECONDS:
+            return
+        self.looked = now
+        for actor, asked in enumerate(self.asked):
+            if actor not in self.answered and not self.workers.begun(actor):
+                self.heard[actor] = now  # it waits for a node, or starts
+            elif asked and now - self.heard[actor] > timeout:
                 self._replace(actor, f"no answer for {timeout:g} s")
-            self.heard[actor] = now
 
     def _replace(self, actor: int, reason: str) -> None:
         """Start a generator actor anew; raises UserError if that goes on without a batch."""
@@ -187,8 +214,10 @@ class Loop:
         lost = [answer for answer, who in self.orders.items() if who == actor]
         for answer in lost:
             del self.orders[answer]
+        self.asked[actor] = 0
         self.answered.discard(actor)
         self.progress.restarts += 1
+        self.progress.actors_alive = len(self.answered)
         self.futile += 1
         self.first_order[actor] = self.next_order[actor]
         self.heard[actor] = time.monotonic()
@@ -199,7 +228,8 @@ class Loop:
         answer = self.workers.update(self.progress.spent, [batch.payload for _, batch, _ in taken])
         self.updates[answer] = [info for _, _, info in taken]
         p = self.progress
-        for _, _, info in taken:
+        for actor, _, info in taken:
+            self.held[actor] -= 1
             p.observations += info.count
             p.staleness = mixed(p.staleness, p.student_steps - info.student_step)
         p.reinitialisations = sum(self.generations.values())
@@ -221,6 +251,8 @@ class Loop:
                 self.futile = 0
             p.student_steps, p.loss, p.pool_size = report.student_step, report.loss, report.pool_size
             self.busy += report.seconds
+            if infos:
+                self.batch_seconds = mixed(self.batch_seconds, report.seconds / len(infos))
 
     def _refuse(self, info: BatchInfo, fault: str) -> None:
         """Replace the actor of a batch that the learner refused, unless it was replaced since."""

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 from ray.util import get_current_placement_group
 from ray.util.metrics import Gauge
+from torch import Tensor
 
 from gasim_ray.actors.status import leave_status, take_status_back
 from gasim_ray.actors.workers import (
@@ -30,6 +31,7 @@ from gasim_ray.core.model import Model
 from gasim_ray.core.synthesizer import Synthesizer
 from gasim_ray.errors import UserError
 
+log = logging.getLogger("gasim")
 #: Seconds that a killed actor's resources take at most to be free again.
 RELEASE_SECONDS = 5.0
 
@@ -46,19 +48,25 @@ class GeneratorActor:
     """A Synthesizer in a process of its own."""
 
     def __init__(self, teacher: Model, config: DistillConfig, actor: int) -> None:
+        self.name = f"{config.run_folder().name} generator {actor}"
+        log.warning("%s: begins on %s", self.name, ray.util.get_node_ip_address())
         use_threads(config.generator.cpus)
         device = "cuda" if config.generator.gpus > 0 else "cpu"
         self.synthesizer: Synthesizer = make_synthesizer(
             teacher, config, actor, device, make_prior(teacher, config, device)
         )
 
+    def __repr__(self) -> str:
+        """What Ray's log lines of the actor begin with."""
+        return self.name
+
     def synthesize(self, order: int, weights: Any) -> Any:
         """See Synthesizer."""
         return self.synthesizer.synthesize(order, weights)
 
     def state_dict(self) -> Any:
-        """See Synthesizer."""
-        return self.synthesizer.state_dict()
+        """See Synthesizer; on the CPU."""
+        return on_cpu(self.synthesizer.state_dict())
 
     def load_state_dict(self, state: Any) -> None:
         """See Synthesizer."""
@@ -69,8 +77,14 @@ class LearnerActor:
     """A Learner in a process of its own."""
 
     def __init__(self, teacher: Model, config: DistillConfig) -> None:
+        self.name = f"{config.run_folder().name} learner"
+        log.warning("%s: begins on %s", self.name, ray.util.get_node_ip_address())
         use_threads(config.student.cpus)
         self.learner: Learner = make_learner(teacher, config, config.device, make_prior(teacher, config, "cpu"))
+
+    def __repr__(self) -> str:
+        """What Ray's log lines of the actor begin with."""
+        return self.name
 
     def update(self, progress: float, *batches: Any) -> Any:
         """See Learner."""
@@ -81,8 +95,8 @@ class LearnerActor:
         return self.learner.weights()
 
     def state_dict(self) -> Any:
-        """See Learner."""
-        return self.learner.state_dict()
+        """See Learner; on the CPU, since the driver's machine may have no GPU."""
+        return on_cpu(self.learner.state_dict())
 
     def load_state_dict(self, state: Any) -> None:
         """See Learner."""
@@ -100,9 +114,13 @@ class RayWorkers:
             check_resources(config)
         self.gauges: dict[str, Any] = {}
         self.teacher = ray.put(teacher)
-        self._start_all(config.elastic)
+        ready = [self._start_all(), *self.ready_answers]
+        # The clock of an elastic run begins with its first generator, which may have to wait for a node.
+        ray.get(ready[0] if config.elastic else ready)
+        ray.wait(ready[1:], num_returns=1)
 
-    def _start_all(self, elastic: bool) -> None:
+    def _start_all(self) -> Any:
+        """Start every actor; what is returned arrives when the learner is there."""
         config = self.config
         self.learner = (
             ray.remote(LearnerActor)
@@ -115,10 +133,7 @@ class RayWorkers:
         )
         self.generators = [self._start(actor) for actor in range(config.generator.actors)]
         self.ready_answers = [generator.__ray_ready__.remote() for generator in self.generators]
-        ready = [self.learner.__ray_ready__.remote(), *self.ready_answers]
-        # The clock of an elastic run begins with its first generator, which may have to wait for a node.
-        ray.get(ready[0] if elastic else ready)
-        ray.wait(ready[1:], num_returns=1)
+        return self.learner.__ray_ready__.remote()
 
     def _start(self, actor: int) -> Any:
         generator = self.config.generator
@@ -143,10 +158,10 @@ class RayWorkers:
         arrived = set(done)
         return [answer for answer in answers if answer.summary in arrived]
 
-    def read(self, summary: Any) -> Any:
+    def read(self, summary: Any, timeout: float = 0.0) -> Any:
         """See Workers; a mistake of the user's is raised as it was in the actor."""
         try:
-            return ray.get(summary, timeout=self.config.generator.timeout or None)
+            return ray.get(summary, timeout=timeout or None)
         except RayTaskError as error:
             # Of what the task itself raised and what was wrong with its arguments both are told in this way.
             if isinstance(error.cause, UserError):
@@ -155,8 +170,8 @@ class RayWorkers:
                 raise BatchLost(first_line(error.cause)) from error
             raise
         except GetTimeoutError as error:
-            raise WorkerLost(f"no answer for {self.config.generator.timeout:g} s") from error
-        except RayActorError as error:
+            raise WorkerLost(f"no answer for {timeout:g} s") from error
+        except (RayActorError, ObjectLostError) as error:
             raise WorkerLost(first_line(error)) from error
 
     def begun(self, actor: int) -> bool:
@@ -174,14 +189,13 @@ class RayWorkers:
         self.ready_answers[actor] = self.generators[actor].__ray_ready__.remote()
 
     def restart(self) -> None:
-        """See Workers; with those generators that there is room for, since a node may have been lost.
+        """See Workers; generators begin where there is room, since a node may have been lost.
 
-        Raises UserError if there is none for the learner.
+        Raises UserError if there is none for the learner, and WorkerLost if it dies as it starts.
         """
         self._end_all()
-        if not self.placed:
-            check_resources(replace(self.config, elastic=True))
-        self._start_all(elastic=True)
+        check_resources(replace(self.config, elastic=True))
+        self.read(self._start_all())
 
     def _end_all(self) -> None:
         for actor in [self.learner, *self.generators]:
@@ -217,6 +231,15 @@ class RayWorkers:
         take_status_back()
 
 
+def on_cpu(state: Any) -> Any:
+    """The same with every tensor on the CPU."""
+    if isinstance(state, dict):
+        return {key: on_cpu(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(on_cpu(value) for value in state)
+    return state.cpu() if isinstance(state, Tensor) else state
+
+
 def first_line(error: BaseException) -> str:
     """What Ray says of a lost actor or object, without the page that follows."""
     return str(error).strip().partition("\n")[0].rstrip(".:")
@@ -248,6 +271,8 @@ def check_resources(config: DistillConfig) -> None:
             raise UserError(
                 f"generator.actors: {generator.actors} actors and the learner reserve {wanted[resource]:g} {resource}, "
                 f"{free:g} is free; lower generator.actors or generator.{resource.lower()}s"
+                if not config.elastic
+                else f"student.cpus: the learner reserves {wanted[resource]:g} {resource}, {free:g} is free"
             )
         time.sleep(0.1)
 

@@ -60,8 +60,11 @@ class Workers(Protocol):
     def ready(self, answers: Sequence[Answer], timeout: float) -> list[Answer]:
         """Those that have arrived, waiting up to `timeout` seconds for the first."""
 
-    def read(self, summary: Any) -> Any:
-        """The value of a summary; raises WorkerLost if its actor died, BatchLost if only what it was given is gone."""
+    def read(self, summary: Any, timeout: float = 0.0) -> Any:
+        """The value of a summary, for which so many seconds are waited; 0 waits for ever.
+
+        Raises WorkerLost if its actor died or is silent, BatchLost if only what it was given is gone.
+        """
 
     def begun(self, actor: int) -> bool:
         """Whether a generator actor has been started, rather than waiting for a node to run on."""
@@ -170,7 +173,7 @@ class LocalWorkers:
         """All of them."""
         return list(answers)
 
-    def read(self, summary: Any) -> Any:
+    def read(self, summary: Any, timeout: float = 0.0) -> Any:
         """The value itself."""
         return summary
 

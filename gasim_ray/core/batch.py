@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gasim_ray.core.observation import ObservationSpec
+if TYPE_CHECKING:  # so that actors without a network need no PyTorch
+    from gasim_ray.core.observation import ObservationSpec
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class SyntheticBatch:
 def fault_of(batch: SyntheticBatch, spec: ObservationSpec, actions: int) -> str | None:
     """Why a learner must not take a batch in: another shape or dtype than the teacher's, or no numbers; None if it may.
 
-    Every batch is looked at: a node with broken memory or another version's actor may send anything.
+    Every batch is looked at: a node with broken memory or another version's actor may send such.
     """
     observations, logits, count = batch.observations, batch.teacher_logits, batch.info.count
     if observations.shape != (count, *spec.shape) or observations.dtype != spec.dtype:
         return f"has observations {observations.dtype} {observations.shape}"
-    if logits.shape != (count, actions):
-        return f"has logits {logits.shape}, not {(count, actions)}"
+    if logits.shape != (count, actions) or logits.dtype != np.float32:
+        return f"has logits {logits.dtype} {logits.shape}, not float32 {(count, actions)}"
     if not (np.isfinite(logits).all() and np.isfinite(observations).all()):
         return "holds NaN or infinity"
     return None

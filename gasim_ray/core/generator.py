@@ -159,7 +159,8 @@ class NetworkGenerator:
         self.network.load_state_dict(state["network"])
         if self.latent is not None:
             self.latent.data.copy_(state["latent"])
-        self.first = state["first"]
+        first = state["first"]
+        self.first = None if first is None else {name: tensor.to(self.device) for name, tensor in first.items()}
         self.optimiser.load_state_dict(state["optimiser"])
 
 

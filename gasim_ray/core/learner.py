@@ -60,15 +60,16 @@ class Learner:
         started = time.perf_counter()
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-        refused = []
-        for batch in batches:
-            if fault := fault_of(batch, self.student.config.observation, self.student.config.actions):
-                refused.append((batch.info, fault))
-                continue
-            self.newest = self._to_device(batch)
-            self.pool.add(*self.newest)
-        count = self.settings.steps * max(1, len(batches)) if len(self.pool) else 0
-        losses = [self._step(self.pool_settings.hard_share(progress)) for _ in range(count)]
+        refused, losses = [], []
+        hard = self.pool_settings.hard_share(progress)
+        for batch in batches or (None,):
+            if batch is not None:
+                if fault := fault_of(batch, self.student.config.observation, self.student.config.actions):
+                    refused.append((batch.info, fault))
+                    continue
+                self.newest = self._to_device(batch)
+                self.pool.add(*self.newest)
+            losses += [self._step(hard) for _ in range(self.settings.steps)]
         loss = float(torch.stack(losses).mean()) if losses else float("nan")
         seconds = time.perf_counter() - started
         return LearnerReport(self.steps, loss, len(self.pool), seconds, tuple(refused)), self.weights()
@@ -120,4 +121,5 @@ class Learner:
         self.student.network.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.pool.load_state_dict(state["pool"])
-        self.steps, self.newest = state["steps"], state["newest"]
+        self.steps, newest = state["steps"], state["newest"]
+        self.newest = None if newest is None else (newest[0].to(self.device), newest[1].to(self.device))

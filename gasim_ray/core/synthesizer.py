@@ -149,7 +149,7 @@ class Synthesizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         if self.contrast is not None:
-            self.contrast.memory = state["memory"]
+            self.contrast.memory = state["memory"].to(self.device)
         for slot, saved in zip(self.slots, state["slots"], strict=True):
             slot.generation, slot.age, slot.best, slot.stale = saved["clock"]
             if slot.generation >= 0:

@@ -23,6 +23,8 @@ class Display:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        #: What each line begins with in a log, which several runs may share.
+        self.run = ""
         self.last_line = time.monotonic()
         self.earlier = Progress()
         self.rates = (0.0, 0.0)
@@ -55,6 +57,8 @@ class Display:
 
     def note(self, message: str) -> None:
         """Print a line that stays."""
+        if self.run and not self.live:
+            message = f"{self.run}: {message}"
         self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -119,7 +119,6 @@ class _Trial:
         self.reported = due
         figures = self._measure(student())
         self.folder.save_checkpoint(loop.state_dict())
-        self.folder.previous.unlink(missing_ok=True)  # Tune keeps checkpoints, and copies the folder
         self._report({**figures, **costs(p), "spent": p.spent / self.plan.seeds})
 
     def _measure(self, student: Model) -> dict[str, float]:
@@ -133,6 +132,7 @@ class _Trial:
         state = {"finished": self.finished, "reported": self.reported}
         if len(self.finished) == self.plan.seeds:
             shutil.rmtree(self.folder.checkpoint.parent)
+        self.folder.previous.unlink(missing_ok=True)  # Tune keeps checkpoints, and copies the folder
         write_atomically(self.folder.path / STATE_FILE, json.dumps(state).encode())
         tune.report(dict(figures), checkpoint=tune.Checkpoint.from_directory(self.folder.path))
 

@@ -1,0 +1,108 @@
+"""A Ray cluster of several nodes on this machine, whose processes can be found and killed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from gasim_ray.errors import UserError
+
+#: Nodes, the head first, and cores that each says it has.
+NODES, NODE_CPUS = 2, 2
+#: Bytes of each node's object store: about the least that Ray takes.
+OBJECT_STORE = 80_000_000
+#: Seconds in which a node has to come up.
+START_SECONDS = 60.0
+
+
+class Cluster:
+    """A head, and worker nodes beside it; a context that leaves no process behind."""
+
+    def __init__(self) -> None:
+        # Ray's sockets lie in it, and their paths may not be long.
+        self.folder = Path(tempfile.mkdtemp(prefix="gasim-chaos-", dir="/tmp"))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            # Its own, by which its processes are told from those of other clusters.
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_ADDRESS": self.address,
+        }
+        self.nodes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Cluster:
+        try:
+            for _ in range(NODES):
+                self.add_node()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for node in reversed(self.nodes):
+            node.terminate()
+        for node in self.nodes:
+            with suppress(subprocess.TimeoutExpired):
+                node.wait(20)
+        for process in self.processes():
+            kill(process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add_node(self) -> None:
+        """Start a node, the head first, and wait until it is up; raises UserError if it does not come up."""
+        port = self.address.partition(":")[2]
+        head = ["--head", f"--port={port}", "--labels=gasim=head", "--include-dashboard=false"]
+        where = [f"--address={self.address}"] if self.nodes else [*head, f"--temp-dir={self.folder}"]
+        command = [Path(sys.executable).with_name("ray"), "start", "--block", f"--num-cpus={NODE_CPUS}", *where]
+        log = self.folder / f"node{len(self.nodes)}.log"
+        environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+        with log.open("wb") as output:
+            self.nodes.append(
+                subprocess.Popen(
+                    [str(part) for part in (*command, f"--object-store-memory={OBJECT_STORE}")],
+                    env=environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while b"Ray runtime started" not in log.read_bytes():
+            if time.monotonic() > deadline or self.nodes[-1].poll() is not None:
+                raise UserError(f"ray start: the node did not come up: {log.read_text()[-500:]}")
+            time.sleep(0.2)
+
+    def processes(self, name: str = "") -> list[int]:
+        """The cluster's processes that are called so."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                environment = (folder / "environ").read_bytes()
+                called = (folder / "cmdline").read_bytes().split(b"\0")[0]
+                own = self.environment["RAY_AUTH_TOKEN"].encode() in environment
+                inside = str(self.folder).encode() in (folder / "cmdline").read_bytes() or b"ray::" in called
+                if own and inside and called.rpartition(b"/")[2].startswith(name.encode()):
+                    found.append(int(folder.name))
+        return sorted(found)
+
+    def raylets(self) -> list[int]:
+        """One of each node, in the order in which they were started."""
+        return self.processes("raylet")
+
+
+def kill(process: int) -> None:
+    """SIGKILL a process that may have ended."""
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
