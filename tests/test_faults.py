@@ -220,6 +220,13 @@ def test_lost_work_and_recovery_are_told_from_looks(tmp_path: Path) -> None:
     scene = Scene(Cluster(), tmp_path / "run", {}, looks=[Look(*look) for look in looks], faults=[2.5, 5.5])
     assert scene.lost() == (0.5, 50)
     assert scene.recovery_seconds() == 2.5
+    scene.looks[2] = Look(2.6, 2, 200)  # the fault is noticed late
+    assert scene.recovery_seconds() == 2.5
+    scene.resumed.append(5.7)
+    assert scene.recovery_seconds() == 2.5
+    scene.resumed[0] = 6.5
+    scene.faults[0] = 4.9
+    assert scene.recovery_seconds() == 1.5
     scene.faults.append(7.5)
     assert scene.recovery_seconds() is None
 

@@ -229,6 +229,11 @@ def test_every_shipped_sweep_can_be_read(file: Path) -> None:
         build_config(with_settings(sweep.tree(), settings))
 
 
+def test_every_shipped_teacher_has_a_sweep() -> None:
+    teachers = {folder.name for folder in Path("benchmarks/teachers").iterdir() if (folder / "config.json").exists()}
+    assert teachers <= {file.stem for file in Path("tune_configs").glob("*.yaml")}
+
+
 def test_a_dimension_is_what_was_declared() -> None:
     (dimension,) = parse_space({"pool.capacity": {"loginteger": [1, 9]}})
     assert dimension == Dimension("pool.capacity", "loginteger", (1, 9), {})

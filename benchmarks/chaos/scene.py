@@ -49,6 +49,8 @@ class Scene:
     looks: list[Look] = field(default_factory=list)
     #: When faults were made.
     faults: list[float] = field(default_factory=list)
+    #: When it was resumed.
+    resumed: list[float] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
     #: Actors that still ran some time after a process had ended.
     orphans: int = 0
@@ -60,6 +62,7 @@ class Scene:
 
     def start(self, resume: bool = False) -> None:
         """Begin, or go on; on the cluster as it is then."""
+        self.resumed += [time.monotonic()] if resume else []
         self.run.parent.mkdir(parents=True, exist_ok=True)
         file = self.run.with_suffix(".yaml")
         file.write_text(yaml.safe_dump({**self.tree, "out": str(self.run)}))
@@ -124,14 +127,21 @@ class Scene:
         return seconds, observations
 
     def recovery_seconds(self) -> float | None:
-        """The longest time from a fault until the run was further than before; None if it never was."""
-        longest = 0.0
-        for at in self.faults:
-            before = max((look.observations for look in self.looks if look.at <= at), default=0)
-            after = [look.at - at for look in self.looks if look.at > at and look.observations > before]
-            if not after:
+        """The longest time from a fault until the run was further than ever before; None if it never was.
+
+        A run that goes on for a moment and then goes back has not recovered before it has made good what it lost, and
+        one that a user has to resume not before that.
+        """
+        longest, seen = 0.0, [look for look in self.looks if look.seconds]
+        for at, next_fault in zip(self.faults, [*self.faults[1:], float("inf")], strict=True):
+            window = [look for look in seen if at < look.at < next_fault]
+            backs = [after.at for before, after in pairwise(window) if after.seconds < before.seconds]
+            begun = max([at, *backs, *(again for again in self.resumed if again < next_fault)])
+            furthest = max((look.observations for look in seen if look.at < begun or look.at <= at), default=0)
+            further = [look.at - at for look in window if look.at >= begun and look.observations > furthest]
+            if not further:
                 return None
-            longest = max(longest, after[0])
+            longest = max(longest, further[0])
         return longest
 
     def actors(self, kind: str = "") -> list[int]:
