@@ -135,16 +135,21 @@ def test_a_trial_whose_learner_dies_goes_on_from_its_last_report(
     assert list((tmp_path / "swept").glob("trial_*/error.txt"))
 
 
-def test_a_trial_that_diverges_is_retried_and_marked_failed(
+def test_a_trial_that_diverges_or_finds_no_memory_is_retried_and_marked_failed(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
 ) -> None:
-    space = {"student.learning_rate": {"grid": [1e-3, 1e30]}}
+    space = {"student.learning_rate": {"grid": [1e-3, 1e30]}, "pool.capacity": {"grid": [2_000, 10**13]}}
     tree = sweep_tree(vector_teacher, searcher="grid", scheduler="asha", space=space, retries=1)
     run_tune(gasim, cluster_address, config_file(tree), "--out", "swept")
-    rows = pd.read_csv(tmp_path / "swept" / "results.csv").set_index("student.learning_rate")
-    assert rows.loc[1e-3, "state"] == "finished"
-    assert rows.loc[1e30, "state"] == "failed"
-    assert "NaN" in rows.loc[1e30, "reason"]
+    rows = pd.read_csv(tmp_path / "swept" / "results.csv").set_index(["student.learning_rate", "pool.capacity"])
+    assert rows["state"].to_dict() == {
+        (1e-3, 2_000): "finished",
+        (1e-3, 10**13): "failed",
+        (1e30, 2_000): "failed",
+        (1e30, 10**13): "failed",
+    }
+    assert "NaN" in rows.loc[(1e30, 2_000), "reason"]
+    assert "can't allocate memory" in rows.loc[(1e-3, 10**13), "reason"]
     assert yaml.safe_load((tmp_path / "swept" / "best.yaml").read_text())["student"]["learning_rate"] == 1e-3
 
 

@@ -184,10 +184,11 @@ def small_disk(place: Path) -> Iterator[Path]:
 
 
 def keep(scene: Scene, disk: Path) -> None:
-    """Copy a run from a disk that goes away."""
-    kept = disk.parent / "kept"
+    """Copy a run and its log from a disk that goes away."""
+    log, kept = scene.log, disk.parent / "kept"
     subprocess.run(["cp", "-r", str(scene.run), str(kept)], check=True)
     scene.run = kept
+    subprocess.run(["cp", str(log), str(scene.log)], check=True)
 
 
 #: Name of the cell's method -> what is done.
