@@ -25,15 +25,16 @@ SHOWN = {
 
 def method_pages(spread: Callable[[list[dict[str, Any]]], str]) -> str:
     """One section a method, in the order of registration; `spread` words the scores of several seeds."""
-    return "\n\n".join(page(name, spread) for name in METHODS)
+    recorded = {suite: list(current_results(suite).values()) for suite in SUITES}
+    return "\n\n".join(page(name, recorded, spread) for name in METHODS)
 
 
-def page(name: str, spread: Callable[[list[dict[str, Any]]], str]) -> str:
+def page(name: str, recorded: dict[str, list[dict[str, Any]]], spread: Callable[[list[dict[str, Any]]], str]) -> str:
     """Source, terms and departures; settings; results."""
     about = inspect.getdoc(importlib.import_module(f"gasim_ray.methods.{name}")) or ""
     usage = f"```sh\ngasim distill --teacher TEACHER --method {name}\n```"
     return "\n\n".join(
-        [f"## {name}", about, usage, "Settings, over the defaults:", settings(name), measured(name, spread)]
+        [f"## {name}", about, usage, "Settings, over the defaults:", settings(name), measured(name, recorded, spread)]
     )
 
 
@@ -47,11 +48,12 @@ def settings(name: str) -> str:
     return "\n".join(f"- {kind if len(lines) > 1 else 'all'}: {keys}" for keys, kind in lines.items())
 
 
-def measured(name: str, spread: Callable[[list[dict[str, Any]]], str]) -> str:
+def measured(
+    name: str, recorded: dict[str, list[dict[str, Any]]], spread: Callable[[list[dict[str, Any]]], str]
+) -> str:
     """The method's recorded scores, task by task."""
     found = []
-    for suite in SUITES:
-        results = list(current_results(suite).values())
+    for suite, results in recorded.items():
         for task in dict.fromkeys(cell.task for cell in load_suite(suite) if cell.method not in CONTROLS):
             lines = [line for line in results if (line["task"], line["method"]) == (task, name)]
             found += [f"{task} {spread(lines)}"] if lines else []

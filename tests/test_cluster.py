@@ -182,7 +182,7 @@ def test_generators_begin_where_a_node_joins(on_premises: OnPremises) -> None:
     run = head.home / "elastic"
     script = (on_premises.file, CLUSTER / "gasim.py", "--")
     assert "4 is free" in on_premises.ray("submit", *script, *DISTILL, "--generator.actors", 5, "--out", run, code=1)
-    budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 30, "--out", run)
+    budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 40, "--out", run)
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(on_premises.ray, "submit", *script, *DISTILL, *budget)
         wait_for(lambda: alive(run) == 3)

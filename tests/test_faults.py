@@ -252,9 +252,9 @@ def test_a_fault_of_the_suite_is_made_and_measured(tmp_path: Path, monkeypatch: 
     (cell,) = [c for c in load_suite("chaos") if c.name == "acrobot-dqn-node-killed-0"]
     monkeypatch.chdir(tmp_path)
     teacher = str(TEACHER.with_name("acrobot-dqn"))
-    small = replace(cell, tree={**cell.tree, "teacher": teacher, "budget": {"seconds": 15}, "checkpoint_seconds": 1})
+    small = replace(cell, tree={**cell.tree, "teacher": teacher, "budget": {"seconds": 9}, "checkpoint_seconds": 1})
     _, told = measure_fault(small)
     assert told["recovered"]
     assert (told["exit_codes"], told["orphans"]) == ([0], 0)
     assert told["restarts"] >= 1
-    assert told["recovery_seconds"] < 15
+    assert told["recovery_seconds"] < 9
