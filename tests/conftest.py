@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ def cluster_address() -> Iterator[str]:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
         # Leaving the block closes its standard input, which ends it.
+
+
+def processes_of(actor: str) -> list[int]:
+    """The processes of this kind of Ray actor on the tests' own cluster."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            own = os.environ["RAY_AUTH_TOKEN"].encode() in (folder / "environ").read_bytes()
+            if own and (folder / "cmdline").read_bytes().startswith(f"ray::{actor}".encode()):
+                found.append(int(folder.name))
+    return found
 
 
 @pytest.fixture

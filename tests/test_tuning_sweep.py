@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from conftest import REPOSITORY, Gasim, marking
+from conftest import REPOSITORY, Gasim, marking, processes_of
 from test_tuning_space import sweep_tree
 
 from gasim_ray import cli
@@ -104,16 +103,6 @@ def reports_of(sweep: Path) -> list[dict[str, float]]:
     return [json.loads(line) for path in sweep.glob("trial_*/result.json") for line in path.read_text().splitlines()]
 
 
-def learners() -> list[int]:
-    """Process numbers of Ray's learner actors on this machine."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if path.read_bytes().startswith(b"ray::LearnerActor"):
-                found.append(int(path.parent.name))
-    return found
-
-
 def test_a_trial_whose_learner_dies_goes_on_from_its_last_report(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
 ) -> None:
@@ -124,7 +113,7 @@ def test_a_trial_whose_learner_dies_goes_on_from_its_last_report(
     while not reports_of(tmp_path / "swept") and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    (learner,) = learners()
+    (learner,) = processes_of("LearnerActor")
     os.kill(learner, signal.SIGKILL)
     _, error = process.communicate(timeout=200)
     assert process.returncode == 0, error

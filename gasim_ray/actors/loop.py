@@ -9,6 +9,7 @@ Synchronous: one order for each actor, then one update, in a fixed order: repeat
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -148,16 +149,17 @@ class Loop:
                 self._finish_updates([answer])
         # Not before what has arrived was read: a checkpoint may have taken longer than an actor may be silent.
         self._replace_silent()
-        if self.arrived and len(self.updates) < UPDATES_IN_FLIGHT:
-            while self.arrived and len(self.updates) < UPDATES_IN_FLIGHT:
-                self._update(self._batches_at_once())
-        elif self.progress.observations and not self.updates:
+        while self.arrived and len(self.updates) < UPDATES_IN_FLIGHT:
+            self._update(self._batches_at_once())
+        if self.progress.observations and not self.updates:
             self._update(0)
 
     def _batches_at_once(self) -> int:
         """How many batches make an update that is worth a call; one until it is known how long they take."""
+        if math.isnan(self.batch_seconds):
+            return 1
         enough = UPDATE_SECONDS / max(self.batch_seconds, 1e-9)
-        return max(1, int(min(enough, UPDATE_BATCHES))) if enough == enough else 1
+        return int(min(max(enough, 1), UPDATE_BATCHES))
 
     def _order(self, actor: int) -> None:
         number = self.next_order[actor]

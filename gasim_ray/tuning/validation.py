@@ -3,7 +3,7 @@
 A trial is not measured on what its own generators make: it could win by making that easy. Observations are invented
 once for the sweep, with random numbers that no trial uses, by every prior that fits the teacher and by the generators
 of several methods. Sources that know only the bounds are reported and count for nothing: on the trials of recorded
-sweeps they ranked students at random and drowned the others. Within a source each action that the teacher chooses
+sweeps they ranked students badly and drowned the others. Within a source each action that the teacher chooses
 counts the same, so that many observations of one answer do not decide.
 """
 
