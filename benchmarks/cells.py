@@ -124,7 +124,7 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
     """One cell with all its settings; a variant is a method with other settings under a name of its own."""
     settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
     variants = {**declared.get("variants", {}), **{name: {"method": "gasim"} for name in CONTROLS}}
-    own = {} if declared["kind"] == "chaos" else variants.get(method, {"method": method})
+    own = variants.get(method, {} if declared["kind"] == "chaos" else {"method": method})
     tree = merged(declared["config"], settings, own, {"seed": seed})
     group = declared["tasks"][task].get("group", suite)
     return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), tree)

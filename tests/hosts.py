@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: The bridge, and the first three parts of all addresses.
-BRIDGE, NETWORK = "gasim0", "10.177.0"
+from benchmarks.namespaces import Network, run
+
+NETWORK = Network("gasim0", "10.177.0")
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 TOOLS = ("ip", "unshare", "sshd", "ssh", "ssh-keygen", "rsync")
 
@@ -29,17 +29,12 @@ def missing() -> str | None:
         return "hosts are made of Linux's namespaces, by root"
     try:
         run("unshare", "--net", "--mount", "--pid", "--fork", "true")
-        run("ip", "link", "add", f"{BRIDGE}try", "type", "bridge")
-        run("ip", "link", "delete", f"{BRIDGE}try")
+        run("ip", "link", "add", f"{NETWORK.bridge}try", "type", "bridge")
+        run("ip", "link", "delete", f"{NETWORK.bridge}try")
     except (OSError, subprocess.CalledProcessError) as error:
         return f"no namespaces or bridges can be made here ({error})"
     absent = [tool for tool in TOOLS if shutil.which(tool, path=PATH) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
-
-
-def run(*command: object) -> None:
-    """Run a command; raises CalledProcessError with what it said."""
-    subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True)
 
 
 @dataclass
@@ -53,12 +48,12 @@ class Host:
     @property
     def address(self) -> str:
         """Its address on the bridge."""
-        return f"{NETWORK}.{10 + self.number}"
+        return NETWORK.address(self.number)
 
     @property
     def namespace(self) -> str:
         """Its network namespace."""
-        return f"{BRIDGE}-{self.number}"
+        return NETWORK.namespace(self.number)
 
     @property
     def home(self) -> Path:
@@ -66,16 +61,7 @@ class Host:
         return self.folder / "home"
 
     def start(self, key: Path) -> None:
-        """Bring the network and sshd up."""
-        link = f"{BRIDGE}v{self.number}"
-        run("ip", "netns", "add", self.namespace)
-        run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
-        run("ip", "link", "set", link, "master", BRIDGE, "up")
-        run("ip", "-n", self.namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
-        for device in ("lo", "eth0"):
-            run("ip", "-n", self.namespace, "link", "set", device, "up")
-        # Leads nowhere, but Ray takes the address on the way to it for the host's own.
-        run("ip", "-n", self.namespace, "route", "add", "default", "via", f"{NETWORK}.1")
+        """Bring sshd up."""
         for name in ("home", "ray"):
             (self.folder / name).mkdir(parents=True)
         (self.home / ".bashrc").touch()
@@ -118,23 +104,19 @@ class Host:
 @contextmanager
 def hosts(count: int, folder: Path) -> Iterator[tuple[list[Host], Path]]:
     """So many hosts that are up, and the private key that opens them; all is removed afterwards."""
-    remove_all()
     key = folder / "key"
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
     made = [Host(number, folder / f"host{number}") for number in range(count)]
-    try:
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-        run("ip", "address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
-        for host in made:
-            host.start(key)
-        for host in made:
-            wait_until_open(host, key)
-        yield made, key
-    finally:
-        for host in made:
-            host.lose()
-        remove_all()
+    with NETWORK.up(count):
+        try:
+            for host in made:
+                host.start(key)
+            for host in made:
+                wait_until_open(host, key)
+            yield made, key
+        finally:
+            for host in made:
+                host.lose()
 
 
 def wait_until_open(host: Host, key: Path, seconds: float = 20.0) -> None:
@@ -156,17 +138,3 @@ def wait_until_open(host: Host, key: Path, seconds: float = 20.0) -> None:
             return
         time.sleep(0.2)
     raise TimeoutError((host.folder / "sshd.log").read_text())
-
-
-def remove_all() -> None:
-    """What an earlier, killed test may have left too."""
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    for name in (line.split()[0] for line in listed.splitlines() if line.startswith(f"{BRIDGE}-")):
-        inside = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
-        for pid in inside.split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-    links = subprocess.run(["ip", "-br", "link"], capture_output=True, text=True, check=True).stdout
-    for name in (line.split()[0].split("@")[0] for line in links.splitlines() if line.startswith(BRIDGE)):
-        subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)

@@ -21,6 +21,9 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from benchmarks.chaos.hosts import answers
+from benchmarks.namespaces import Network
+from benchmarks.namespaces import run as run_command
 from gasim_ray.actors.loop import Progress
 
 REPOSITORY = Path(__file__).parents[1]
@@ -216,3 +219,21 @@ def test_a_host_that_is_lost_takes_its_generators_alone(on_premises: OnPremises)
     assert int(last["restarts"]) >= 1
     assert alive(run) == 3
     assert (run / "student" / "model.safetensors").exists()
+
+
+def test_a_host_is_cut_off_and_back_and_nothing_is_left() -> None:
+    if reason := hosts.missing():
+        pytest.skip(reason)
+    network, port = Network("gasimt", "10.179.0"), 8000
+    listener = [sys.executable, "-m", "http.server", "--bind", network.address(0), str(port)]
+    with network.up(1):
+        inside = ["ip", "netns", "exec", network.namespace(0), *listener]
+        with subprocess.Popen(inside, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+            wait_for(lambda: answers(network.address(0), port))
+            network.cut(0)
+            assert not answers(network.address(0), port)
+            network.mend(0)
+            wait_for(lambda: answers(network.address(0), port))
+            network.remove()
+    assert network.namespace(0) not in run_command("ip", "netns", "list")
+    assert network.bridge not in run_command("ip", "-br", "link")

@@ -20,6 +20,7 @@ from rich.console import Console
 from benchmarks.cells import load_suite
 from benchmarks.chaos import as_expected, measure_fault
 from benchmarks.chaos.cluster import Cluster
+from benchmarks.chaos.hosts import RedisHosts
 from benchmarks.chaos.scene import Look, Scene
 from gasim_ray import cli
 from gasim_ray.actors.loop import Loop, Progress
@@ -247,3 +248,9 @@ def test_a_fault_of_the_suite_is_made_and_measured(tmp_path: Path, monkeypatch: 
     assert (told["exit_codes"], told["orphans"]) == ([0], 0)
     assert told["restarts"] >= 1
     assert told["recovery_seconds"] is not None
+
+
+def test_redis_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="redis-server"):
+        RedisHosts()

@@ -40,49 +40,66 @@ class Cluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": self.address,
         }
-        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.nodes: dict[int, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Cluster:
         try:
-            for _ in range(NODES):
-                self.add_node()
+            for number in range(NODES):
+                self.start_node(number)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        for node in reversed(self.nodes):
+        for node in reversed(self.nodes.values()):
             node.terminate()
-        for node in self.nodes:
+        for node in self.nodes.values():
             with suppress(subprocess.TimeoutExpired):
                 node.wait(20)
         for process in self.processes():
             kill(process)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def add_node(self) -> None:
-        """Start a node, the head first, and wait until it is up; raises UserError if it does not come up."""
-        port = self.address.partition(":")[2]
-        head = ["--head", f"--port={port}", "--labels=gasim=head", "--include-dashboard=false"]
-        where = [f"--address={self.address}"] if self.nodes else [*head, f"--temp-dir={self.folder}"]
-        command = [Path(sys.executable).with_name("ray"), "start", "--block", f"--num-cpus={NODE_CPUS}", *where]
-        log = self.folder / f"node{len(self.nodes)}.log"
-        environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+    def start_node(self, number: int) -> None:
+        """Start a node, of which 0 is the head, and wait until it is up; raises UserError if it does not come up."""
+        command = [Path(sys.executable).with_name("ray"), "start", "--block", *self.options(number)]
+        log = self.folder / f"node{number}.log"
         with log.open("wb") as output:
-            self.nodes.append(
-                subprocess.Popen(
-                    [str(part) for part in (*command, f"--object-store-memory={OBJECT_STORE}")],
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
+            self.nodes[number] = subprocess.Popen(
+                [str(part) for part in (*self.inside(number), *command)],
+                env=self.node_environment(number),
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         deadline = time.monotonic() + START_SECONDS
         while b"Ray runtime started" not in log.read_bytes():
-            if time.monotonic() > deadline or self.nodes[-1].poll() is not None:
-                raise UserError(f"ray start: the node did not come up: {log.read_text()[-500:]}")
+            if time.monotonic() > deadline or self.nodes[number].poll() is not None:
+                raise UserError(f"ray start: the node did not come up: {log.read_text()[:3000]}")
             time.sleep(0.2)
+
+    def options(self, number: int) -> list[str]:
+        """Of `ray start` for a node."""
+        port = self.address.partition(":")[2]
+        head = ["--head", f"--port={port}", "--labels=gasim=head", "--include-dashboard=false"]
+        where = [*head, f"--temp-dir={self.folder}"] if number == 0 else [f"--address={self.address}"]
+        return [*where, f"--num-cpus={self.cpus(number)}", f"--object-store-memory={OBJECT_STORE}"]
+
+    def cpus(self, number: int) -> int:
+        """Cores that a node says it has."""
+        return NODE_CPUS
+
+    def node_environment(self, number: int) -> dict[str, str]:
+        """Variables of a node's processes."""
+        return {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
+
+    def inside(self, number: int) -> list[str]:
+        """The command that runs another where a node is; none where all are on this machine."""
+        return []
+
+    def driver(self) -> list[str]:
+        """Likewise, for the process that a user starts."""
+        return []
 
     def processes(self, name: str = "") -> list[int]:
         """The cluster's processes that are called so."""

@@ -12,11 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.chaos.cluster import Cluster, kill
+from benchmarks.chaos.hosts import Hosts, RedisHosts
 from benchmarks.chaos.scene import Scene
 from gasim_ray.errors import UserError
 
 #: Seconds between two generators that are killed.
 KILL_EVERY = 10.0
+#: Seconds for which a worker is cut off from the network.
+CUT_SECONDS = 30.0
+#: Seconds for which the head is gone.
+HEAD_GONE_SECONDS = 10.0
 #: Seconds in which a run that is told to end has written a checkpoint.
 NOTICE_SECONDS = 10.0
 #: Bytes of a disk that is too small for a run's checkpoints.
@@ -76,6 +81,37 @@ def head_killed(scene: Scene, budget: float) -> None:
     scene.end(budget)
     with Cluster() as scene.cluster:
         go_on(scene, budget)
+
+
+def worker_cut_off(scene: Scene, budget: float) -> None:
+    """The network of a worker node, a host of its own, is cut for half a minute.
+
+    When it is back Ray ends the node, of which it has heard nothing for too long, and it is started again, as its
+    supervisor would do.
+    """
+    with Hosts() as cluster:
+        scene.cluster = cluster
+        begin(scene, budget / 3)  # early, since Ray takes half a minute to see that it is back
+        cluster.network.cut(1)
+        scene.watch(patience=CUT_SECONDS)
+        cluster.network.mend(1)
+        while scene.running():
+            if cluster.nodes[1].poll() is not None:
+                cluster.start_node(1)
+            scene.watch(patience=1.0)
+        scene.end(budget)
+
+
+def head_killed_redis(scene: Scene, budget: float) -> None:
+    """The head, a host of its own that keeps the cluster's state in Redis, is lost, and started again a while later."""
+    with RedisHosts() as cluster:
+        scene.cluster = cluster
+        scene.tree["student"] = {**dict(scene.tree["student"]), "node_label": "gasim=driver"}  # type: ignore[call-overload]
+        begin(scene, budget)
+        cluster.lose(0)
+        scene.watch(patience=HEAD_GONE_SECONDS)
+        cluster.start_node(0)
+        scene.end(budget)
 
 
 def spot_notice(scene: Scene, budget: float) -> None:
@@ -199,6 +235,8 @@ FAULTS: dict[str, Fault] = {
     "driver-killed": driver_killed,
     "node-killed": node_killed,
     "head-killed": head_killed,
+    "head-killed-redis": head_killed_redis,
+    "worker-cut-off": worker_cut_off,
     "spot-notice": spot_notice,
     "disk-full": disk_full,
     "store-full": store_full,

@@ -66,7 +66,7 @@ class Scene:
         self.run.parent.mkdir(parents=True, exist_ok=True)
         file = self.run.with_suffix(".yaml")
         file.write_text(yaml.safe_dump({**self.tree, "out": str(self.run)}))
-        command = [sys.executable, "-m", "benchmarks.chaos.driver", "distill", str(file)]
+        command = [*self.cluster.driver(), sys.executable, "-m", "benchmarks.chaos.driver", "distill", str(file)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--resume"] if resume else command,

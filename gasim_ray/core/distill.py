@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gasim_ray.core import objectives
 from gasim_ray.core.model import Model, ModelConfig
+from gasim_ray.core.moments import moments
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, StudentSettings
@@ -128,10 +129,9 @@ def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
         record.features = inputs[0]
 
     def keep_statistics(layer: nn.Module, inputs: Any) -> None:
-        x, axes = inputs[0], [0, *range(2, inputs[0].dim())]
         assert isinstance(layer.running_mean, Tensor)
         assert isinstance(layer.running_var, Tensor)
-        record.statistics.append((x.mean(axes), x.var(axes, correction=0), layer.running_mean, layer.running_var))
+        record.statistics.append((*moments(inputs[0]), layer.running_mean, layer.running_var))
 
     if settings.activation or settings.contrastive:
         hooks.append(last_dense(teacher).register_forward_pre_hook(keep_features))
