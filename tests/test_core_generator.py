@@ -10,7 +10,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from gasim_ray.core.generator import DirectGenerator, NetworkGenerator, element_spread, smooth, unit_rms
+from gasim_ray.core.generator import AdamDirection, DirectGenerator, NetworkGenerator, element_spread, smooth, unit_rms
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.prior import Uniform
 from gasim_ray.core.seeds import rng
@@ -190,3 +190,29 @@ def test_what_a_direct_generator_started_from_is_kept_if_that_is_wanted() -> Non
     first, moved = generator.emit(rng("cpu", 3)).chunk(2)
     assert torch.equal(first, prior.sample(16, rng("cpu", 1)))
     assert (first - moved).abs().amax(1).min() > 0
+
+
+def test_adam_steps_as_pytorchs() -> None:
+    target = torch.tensor([[1.0, -20.0], [0.3, 4.0]])
+    learned = torch.zeros(2, 2, requires_grad=True)
+    optimiser = torch.optim.Adam([learned], lr=0.1, betas=AdamDirection.decays)
+    ours, direction = torch.zeros(2, 2), AdamDirection()
+    for _ in range(5):
+        optimiser.zero_grad()
+        torch.autograd.backward((learned - target).square().sum())
+        optimiser.step()
+        ours = ours - 0.1 * direction(2 * (ours - target))
+    torch.testing.assert_close(ours, learned.detach())
+
+
+def test_adam_comes_closer_to_the_statistics_of_a_batch() -> None:
+    def distance(observations: Tensor) -> Tensor:
+        return (observations.flatten(1).mean() - 100.0).abs() + (observations.flatten(1).std() - 20.0).abs()
+
+    left = []
+    for optimiser in ("gradient", "adam"):
+        generator = make("direct", tiny.GREY, steps=20, learning_rate=0.1, optimiser=optimiser)
+        generator.start(rng("cpu", 0))
+        generator.improve(distance, rng("cpu", 0))
+        left.append(float(distance(generator.emit(rng("cpu", 0)))))
+    assert left[1] < left[0]

@@ -271,5 +271,8 @@ def test_views_follow_the_images_and_vectors_have_one(spec: ObservationSpec) -> 
     assert torch.equal(seen[:4], images)
     assert not torch.equal(seen[4:8], images)
     assert not torch.equal(seen[4:8], seen[8:])
+    still = views(images, replace(settings, shift=0, mirror=True), spec, rng("cpu", 1))[4:8]
+    across = 3 if spec.layout == "CHW" else 2
+    assert torch.equal(still, torch.cat([images[:2].flip(across), images[2:]]))
     vectors = torch.zeros(4, 4)
     assert views(vectors, settings, tiny.VECTOR, rng("cpu", 1)) is vectors

@@ -219,6 +219,8 @@ def test_lost_work_and_recovery_are_told_from_looks(tmp_path: Path) -> None:
     assert scene.recovery_seconds() == 1.5
     scene.faults.append(7.5)
     assert scene.recovery_seconds() is None
+    scene.faults.clear()
+    assert scene.recovery_seconds() == 0.0
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ class Scene:
         one that a user has to resume not before that.
         """
         longest, seen = 0.0, [look for look in self.looks if look.seconds]
-        for at, next_fault in zip(self.faults, [*self.faults[1:], float("inf")], strict=True):
+        for at, next_fault in pairwise([*self.faults, float("inf")]):
             window = [look for look in seen if at < look.at < next_fault]
             backs = [after.at for before, after in pairwise(window) if after.seconds < before.seconds]
             begun = max([at, *backs, *(again for again in self.resumed if again < next_fault)])

@@ -162,6 +162,8 @@ def views(observations: Tensor, settings: GeneratorSettings, spec: ObservationSp
         return observations
     images = observations.permute(0, 3, 1, 2) if spec.layout == "HWC" else observations
     further = [shifted(images, settings.shift, rng) for _ in range(settings.views - 1)]
+    if settings.mirror:
+        further = [torch.cat([half.flip(3), rest]) for half, rest in (view.tensor_split(2) for view in further)]
     together = torch.cat([images, *further])
     return together.permute(0, 2, 3, 1) if spec.layout == "HWC" else together
 

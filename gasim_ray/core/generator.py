@@ -44,7 +44,7 @@ class Generator(Protocol):
 
 
 class DirectGenerator:
-    """Observations drawn from a prior and moved a few steps, each along its own normalised gradient.
+    """Observations drawn from a prior and moved a few steps, by their gradients or by Adam's rule.
 
     It holds nothing from one order to the next: re-initialisation at its limit.
     """
@@ -59,15 +59,16 @@ class DirectGenerator:
         self.first = self.observations = self.prior.sample(self.settings.batch_size, rng)
 
     def improve(self, objective: Objective, rng: torch.Generator) -> float:
-        """See Generator; gradients are scaled to unit root mean square in each sample."""
+        """See Generator."""
         value, steps = 0.0, self.settings.steps
+        direction = unit_rms if self.settings.optimiser == "gradient" else AdamDirection()
         for step in range(steps):
             x = self.observations.detach().float().requires_grad_()
             loss = objective(x)
             (gradient,) = torch.autograd.grad(loss, x)
-            direction = unit_rms(smooth(gradient * self.spread, self.settings.blur, self.prior.spec))
+            along = direction(smooth(gradient * self.spread, self.settings.blur, self.prior.spec))
             length = self.settings.learning_rate * (1 - 0.7 * step / max(1, steps - 1))
-            moved = x.detach() - length * self.spread * direction
+            moved = x.detach() - length * self.spread * along
             self.observations = torch.minimum(torch.maximum(moved, self.prior.low), self.prior.high)
             value = float(loss.detach())
         return value
@@ -182,6 +183,26 @@ def unit_rms(gradient: Tensor) -> Tensor:
     """Scale each sample's gradient (N, *shape) to root mean square 1; an all-zero one stays zero."""
     rms = gradient.flatten(1).pow(2).mean(1).sqrt().clamp_min(1e-20)
     return gradient / rms.reshape(-1, *[1] * (gradient.dim() - 1))
+
+
+class AdamDirection:
+    """Adam's direction for successive gradients (Kingma & Ba 2015), with the decays that DeepInversion uses."""
+
+    decays = 0.5, 0.9
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.mean: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        """The direction: of about 1 in every element."""
+        first, second = self.decays
+        self.steps += 1
+        self.mean = first * self.mean + (1 - first) * gradient
+        self.square = second * self.square + (1 - second) * gradient.square()
+        mean, square = self.mean / (1 - first**self.steps), self.square / (1 - second**self.steps)
+        return mean / (square.sqrt() + 1e-20)
 
 
 def smooth(images: Tensor, sigma: float, spec: ObservationSpec) -> Tensor:

@@ -108,6 +108,10 @@ class GeneratorSettings:
     """Adam's learning rate of a network; of a direct generator the first step's length in standard deviations of
     the prior. Direct steps shorten to 0.3 of it."""
 
+    optimiser: Literal["gradient", "adam"] = "gradient"
+    """How a direct generator steps: along each sample's gradient at unit root mean square, or by Adam's rule, which
+    comes closer to statistics of the whole batch. A network always learns by Adam."""
+
     latent: int = 100
     """Size of a network's latent vector."""
 
@@ -129,6 +133,9 @@ class GeneratorSettings:
 
     views: int = 1
     """Copies of each observation that are labelled: the observation itself, and for images shifted ones."""
+
+    mirror: bool = False
+    """Mirror every other one of the shifted views, left for right."""
 
     shift: int = 2
     """Most pixels by which the further views of an image are shifted."""

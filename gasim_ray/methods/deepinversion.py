@@ -4,8 +4,8 @@ Each batch is moved along the gradient of cross-entropy to wanted classes in equ
 the teacher's batch-norm statistics, and the Jensen-Shannon divergence from the student. What is made is kept and
 replayed. Weights 1 (classes), 10 (statistics) and 1 (divergence) are those with which CMI's authors ran it on CIFAR-10.
 
-Departures: 100 steps of normalised gradient descent for a batch instead of 1,000 or more of Adam, because a sitting
-has minutes and not days; without batch normalisation that term is off, and nothing takes its place.
+Departures: 100 steps of Adam for a batch instead of 1,000 or more, because a sitting has minutes and not days; without
+batch normalisation that term is off, and nothing takes its place.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def preset(teacher: TeacherFacts) -> Tree:
             "prior": ["gaussian"],
             "batch_size": 256,
             "steps": 100,
+            "optimiser": "adam",
             "learning_rate": 0.1,
             "shift": 2,
         },
