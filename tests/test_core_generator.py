@@ -206,7 +206,7 @@ def test_adam_steps_as_pytorchs() -> None:
 
 
 def test_adams_first_step_is_of_one_length_in_every_element() -> None:
-    generator = make("direct", tiny.GREY, steps=1, learning_rate=0.01, optimiser="adam")
+    generator = make("direct", tiny.GREY, steps=1, learning_rate=0.01, adam=True)
     assert isinstance(generator, DirectGenerator)
     generator.start(rng("cpu", 0))
     weights = torch.randn(generator.first.shape, generator=rng("cpu", 1))

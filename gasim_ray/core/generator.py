@@ -61,7 +61,7 @@ class DirectGenerator:
     def improve(self, objective: Objective, rng: torch.Generator) -> float:
         """See Generator."""
         value, steps = 0.0, self.settings.steps
-        direction = unit_rms if self.settings.optimiser == "gradient" else AdamDirection()
+        direction = AdamDirection() if self.settings.adam else unit_rms
         for step in range(steps):
             x = self.observations.detach().float().requires_grad_()
             loss = objective(x)

@@ -108,9 +108,9 @@ class GeneratorSettings:
     """Adam's learning rate of a network; of a direct generator the first step's length in standard deviations of
     the prior. Direct steps shorten to 0.3 of it."""
 
-    optimiser: Literal["gradient", "adam"] = "gradient"
-    """How a direct generator steps: along each sample's gradient at unit root mean square, or by Adam's rule, which
-    comes closer to statistics of the whole batch. A network always learns by Adam."""
+    adam: bool = False
+    """Step a direct generator by Adam's rule, which comes closer to statistics of the whole batch, instead of along
+    each sample's gradient at unit root mean square. A network always learns by Adam."""
 
     latent: int = 100
     """Size of a network's latent vector."""

@@ -21,7 +21,7 @@ def preset(teacher: TeacherFacts) -> Tree:
             "prior": ["gaussian"],
             "batch_size": 256,
             "steps": 100,
-            "optimiser": "adam",
+            "adam": True,
             "learning_rate": 0.1,
             "shift": 2,
         },
