@@ -35,7 +35,7 @@ def steps_per_second(play_round: Callable[[], object], config: DistillConfig) ->
 
 def by_rllib(config: DistillConfig) -> float:
     """Environment steps a second of `gasim teacher train`, evaluations left out."""
-    algorithm = build_algorithm(PolicyTraining(GAME, "ppo"), policy_observation(GAME))
+    algorithm = build_algorithm(PolicyTraining(GAME, "ppo", bf16=False), policy_observation(GAME))
     try:
         return steps_per_second(algorithm.train, config)
     finally:

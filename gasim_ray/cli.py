@@ -121,6 +121,7 @@ def evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="fixes the episodes' initial states (default 0)")
     parser.add_argument("--no-controls", action="store_true", help="leave out controls that are not yet made")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too; - for standard output")
+    parser.add_argument("--video", type=Path, metavar="FILE", help="show teacher and students play, as .gif or .webp")
     return parser
 
 
@@ -130,10 +131,13 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     from gasim_ray.evaluation.compare import evaluate_run
     from gasim_ray.evaluation.runs import control_distiller, task_of_run
     from gasim_ray.evaluation.table import evaluation_table
+    from gasim_ray.evaluation.video import check_video, save_video
     from gasim_ray.storage import local_copy
 
     runs = [local_copy(place) for place in places]
     tasks = [task_of_run(run, given.env, given.dataset, given.data, given.episodes, given.seed) for run in runs]
+    if given.video:
+        check_video(given.video, runs, tasks)
     connect()
     evaluations = [
         evaluate_run(run, task, None if given.no_controls else control_distiller(run))
@@ -146,6 +150,8 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
         print(figures)
     else:
         Console().print(evaluation_table(evaluations))
+    if given.video:
+        save_video(given.video, runs, tasks[0])
 
 
 def teacher_command(arguments: list[str]) -> None:

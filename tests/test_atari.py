@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from conftest import Gasim
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 from rich.console import Console
+from torch.utils.benchmark import Timer
 
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
@@ -26,21 +30,35 @@ from gasim_ray.core.scenes import Scenes
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import StudentSettings
 from gasim_ray.errors import UserError
+from gasim_ray.evaluation import video
 from gasim_ray.evaluation.atari import STICKY, EvaluationGames, sticky_of, with_sticky
 from gasim_ray.evaluation.compare import chance, evaluate_run, normalised
+from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.environments import check_environment, environment_spec
 from gasim_ray.evaluation.episodes import evaluate_return
 from gasim_ray.evaluation.intervals import mean_interval
 from gasim_ray.evaluation.table import evaluation_table
-from gasim_ray.evaluation.tasks import EnvironmentTask, Score
+from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask, Score, Task
+from gasim_ray.evaluation.video import check_video, save_video
+from gasim_ray.training import recipes, rllib
 from gasim_ray.training.actor_critic import initialise
 from gasim_ray.training.array_ppo import advantages
+from gasim_ray.training.game_dqn import GameReplay
+from gasim_ray.training.precision import bf16_is_faster
 from gasim_ray.training.progress import Progress
-from gasim_ray.training.recipes import game_network
+from gasim_ray.training.recipes import DQNRecipe, game_network
 from gasim_ray.training.rllib import PolicyTraining, train_policy
 
 PONG = "ALE/Pong-v5"
+#: A measurement of torch.utils.benchmark, as far as it is looked at.
+Took = namedtuple("Took", "median")
 TINY = 0.25
+
+
+@pytest.fixture(autouse=True)
+def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training looks at two episodes instead of sixteen."""
+    monkeypatch.setattr(rllib, "GAME_LOOKS", (2, 2))
 
 
 def policy(seed: int = 0, width: float = TINY, value: bool = True, **observation: Any) -> Model:
@@ -128,12 +146,51 @@ def test_a_training_on_games_leaves_a_teacher_and_goes_on(tmp_path: Path) -> Non
     assert [r.steps for r in reports][-1] == 4_096
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"), [({"algo": "dqn"}, "algo: dqn learns from vectors only"), ({"width": 0}, "width: 0 is imp")]
+def test_dqn_on_games_learns_from_its_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = DQNRecipe(batch=16, intensity=1.0, envs=4, fragment=16, buffer=1_000, warm_up=256, epsilon_steps=1_000)
+    monkeypatch.setitem(recipes.RECIPES, ("dqn", PONG), recipe)
+    drawn, draw = list[int](), GameReplay.sample
+    monkeypatch.setattr(GameReplay, "sample", lambda replay, size: (drawn.append(size), draw(replay, size))[1])
+    settings = PolicyTraining(PONG, "dqn", width=TINY, max_steps=1_000, episodes=2, bf16=False)
+    teacher = train_policy(settings, tmp_path / "pong", lambda _: None)
+    assert (teacher.config.outputs, teacher.config.source["algorithm"]) == ("q_values", "dqn")
+    assert 500 < sum(drawn) < 2_500
+
+
+@given(
+    games=st.integers(1, 3),
+    fragments=st.lists(st.integers(1, 6), min_size=1, max_size=8),
+    n_step=st.integers(1, 3),
+    seed=st.integers(0, 1000),
 )
-def test_trainings_that_cannot_be(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        PolicyTraining(**{"env": PONG, "algo": "ppo", **changed})
+def test_a_replayed_transition_is_what_was_played(games: int, fragments: list[int], n_step: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    steps = sum(fragments)
+    assume(steps > n_step)
+    played = {
+        "obs": np.arange(steps * games).reshape(steps, games),
+        "actions": random.integers(6, size=(steps, games)),
+        "rewards": random.integers(-1, 2, size=(steps, games)).astype(np.float32),
+        "terminateds": random.random((steps, games)) < 0.2,
+    }
+    replay = GameReplay(capacity=8 * games, n_step=n_step, gamma=0.5, seed=seed)
+    for first, count in zip(np.cumsum([0, *fragments]), fragments, strict=False):
+        replay.add({name: rows[first : first + count] for name, rows in played.items()})
+    rows = replay.sample(50)
+    for index, place in enumerate(rows["obs"]):
+        step, game = divmod(int(place), games)
+        ends = played["terminateds"][step : step + n_step, game]
+        counted = ends.argmax() + 1 if ends.any() else n_step
+        gained = sum(0.5**k * played["rewards"][step + k, game] for k in range(counted))
+        assert rows["rewards"][index] == pytest.approx(gained)
+        assert rows["terminateds"][index] == ends.any()
+        assert rows["actions"][index] == played["actions"][step, game]
+        assert rows["new_obs"][index] == played["obs"][step + n_step, game]
+
+
+def test_a_network_without_width_cannot_be_trained() -> None:
+    with pytest.raises(UserError, match="width: 0 is imp"):
+        PolicyTraining(PONG, "ppo", width=0)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +248,11 @@ def test_a_network_whose_layers_pass_others_by_is_not_cut() -> None:
 
 
 def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it(
-    tmp_path: Path, gasim: Gasim, config_file: Callable[..., Path], blocker: Callable[..., Path]
+    tmp_path: Path,
+    gasim: Gasim,
+    config_file: Callable[..., Path],
+    blocker: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = blocker("gymnasium", "ale_py")
     save_model(policy(), tmp_path / "teacher")
@@ -202,7 +263,8 @@ def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it
     _, complaint = process.communicate()
     assert process.returncode == 0, complaint
     assert (tmp_path / "run" / "samples.png").exists()
-    measured = evaluate_run(tmp_path / "run", EnvironmentTask(PONG, 2, local=True), distil=None)
+    task = EnvironmentTask(PONG, 2, local=True)
+    measured = evaluate_run(tmp_path / "run", task, distil=None)
     rows = {row.name: row for row in measured.rows}
     assert rows["student"].parameters < rows["teacher"].parameters
     assert rows["teacher"].score.interval.mean <= -15
@@ -213,6 +275,40 @@ def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it
     Console(file=printed, width=120).print(evaluation_table([measured]))
     assert "random_actions" in printed.getvalue()
     assert "norm." in printed.getvalue()
+    check_video(tmp_path / "a.gif", [tmp_path / "run"], [task])
+    monkeypatch.setattr(video, "MOST_STEPS", 20)
+    save_video(tmp_path / "films" / "a.gif", [tmp_path / "run"], task)
+    with Image.open(tmp_path / "films" / "a.gif") as film:
+        assert film.size == (2 * 3 * 84, 3 * 84 + video.HEADER)
+        assert 1 < film.n_frames <= 20
+
+
+@pytest.mark.parametrize(
+    ("file", "task", "message"),
+    [
+        ("a.mp4", EnvironmentTask(PONG), "of no known format"),
+        ("a.gif", DatasetTask(load_dataset("mnist-sample")), "is a data set"),
+        ("a.gif", EnvironmentTask("CartPole-v1"), "reads vectors"),
+    ],
+)
+def test_what_cannot_be_shown(tmp_path: Path, file: str, task: Task, message: str) -> None:
+    save_model(tiny.model(tiny.VECTOR), tmp_path / "teacher")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"teacher": str(tmp_path / "teacher")}))
+    with pytest.raises(UserError, match=message):
+        check_video(Path(file), [tmp_path / "run"], [task])
+
+
+def test_the_faster_arithmetic_is_found_and_the_model_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = policy().requires_grad_()
+    for faster in (True, False):
+        times = {True: 1.0, False: 2.0} if faster else {True: 2.0, False: 1.0}
+        monkeypatch.setattr(Timer, "blocked_autorange", lambda _, times=times, **__: Took(times[model.bf16]))
+        assert bf16_is_faster(model, 8) == faster
+    monkeypatch.undo()
+    assert isinstance(bf16_is_faster(model, 8), bool)
+    assert (model.bf16, model.channels_last) == (False, False)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_scores_are_normalised_between_random_actions_and_the_teacher() -> None:

@@ -8,6 +8,7 @@ from matplotlib.image import imread
 
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.errors import UserError
+from gasim_ray.report import samples
 from gasim_ray.report.samples import MAX_CLASSES, MAX_ELEMENTS, save_samples
 
 RGB = ObservationSpec((6, 6, 3), "uint8", "HWC", (0.0,), (255.0,))
@@ -44,13 +45,24 @@ def test_a_class_that_is_never_chosen_stays_empty(tmp_path):
     assert columns_of(picture, (1, 0, 0)).min() > 0.7 * picture.shape[1]
 
 
-def test_the_newest_frame_of_a_stack_is_shown(tmp_path):
+@pytest.mark.parametrize("layout", ["HWC", "CHW"])
+def test_all_frames_of_a_stack_are_shown_oldest_first(tmp_path, layout):
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+    stack = np.concatenate([np.broadcast_to(colour, (6, 6, 3)) for colour in colours], axis=-1)[None]
+    spec = ObservationSpec((6, 6, 9), "uint8", "HWC", (0.0,), (255.0,), stack=3)
+    if layout == "CHW":
+        stack, spec = np.moveaxis(stack, -1, 1), replace(spec, shape=(9, 6, 6), layout="CHW")
+    picture = drawn(tmp_path / "a.png", stack, np.zeros((1, 2), np.float32), spec)
+    red, green, blue = (columns_of(picture, colour / 255) for colour in colours)
+    assert red.max() < green.min()
+    assert green.max() < blue.min()
+
+
+def test_a_stack_is_shown_with_the_teachers_action_and_its_probability():
     spec = ObservationSpec((4, 6, 6), "float32", "CHW", (0.0,), (1.0,), stack=4)
-    outputs = np.zeros((2, 2), np.float32)
-    newest, oldest = np.zeros((2, 4, 6, 6), np.float32), np.zeros((2, 4, 6, 6), np.float32)
-    newest[:, -1], oldest[:, 0] = 0.5, 0.5
-    assert len(columns_of(drawn(tmp_path / "a.png", newest, outputs, spec), (0.5, 0.5, 0.5))) > 20
-    assert len(columns_of(drawn(tmp_path / "b.png", oldest, outputs, spec), (0.5, 0.5, 0.5))) < 20
+    outputs = np.log(np.array([[0.25, 0.75], [0.9, 0.1], [0.5, 0.5]], np.float32))
+    figure = samples._stacks(np.zeros((3, 4, 6, 6), np.float32), outputs, spec)
+    assert [axes.get_title() for axes in figure.axes] == ["action 1: 75 %", "action 0: 90 %", "action 0: 50 %", ""]
 
 
 def test_the_commonest_of_many_classes_are_shown(tmp_path):

@@ -7,7 +7,7 @@ episodes are spread over actors, short episodes are not favoured, and two models
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -116,11 +116,19 @@ class _Play:
         self.lengths = np.zeros(len(self.episodes), np.int64)
 
     def to_the_end(self) -> Returns:
-        self._start(np.ones(len(self.playing), bool), first=True)
-        while (self.playing >= 0).any():
+        for _ in self.steps():
             active = self.playing >= 0
             for slot in np.flatnonzero(active):
                 self.sample.add(self.keys[slot].random(), self.stacks[slot])
+        observations, keys = self.sample.contents(self.spec.shape, self.spec.numpy_dtype())
+        return Returns(self.returns, self.lengths, observations, keys)
+
+    def steps(self) -> Iterator[None]:
+        """Play on until every episode has ended; yields before each step."""
+        self._start(np.ones(len(self.playing), bool), first=True)
+        while (self.playing >= 0).any():
+            yield
+            active = self.playing >= 0
             frames, rewards, terminated, truncated, _ = self.environments.step(self._actions())
             self.returns[self.playing[active]] += rewards[active]
             self.lengths[self.playing[active]] += 1
@@ -128,8 +136,6 @@ class _Play:
             self._see(frames, ~ended)
             if ended.any():
                 self._start(ended, first=False)
-        observations, keys = self.sample.contents(self.spec.shape, self.spec.numpy_dtype())
-        return Returns(self.returns, self.lengths, observations, keys)
 
     def _start(self, free: npt.NDArray[np.bool_], first: bool) -> None:
         """Give each free slot the next episode. One with none left is reset too, since all are stepped together."""
@@ -160,6 +166,20 @@ class _Play:
             outputs = self.model(torch.from_numpy(self.stacks).to(self.device))
         actions = check_finite(outputs, "model").argmax(1).cpu().numpy()
         return np.asarray(actions + self.environments.single_action_space.start, np.int64)
+
+
+def watch_episode(model: Model, env_id: str, seed: int) -> Iterator[tuple[Observations, float]]:
+    """Play episode 0 of the seed greedily; yields before each step what the model sees (*spec.shape) and its return.
+
+    Raises UserError if the model does not fit the environment or answers NaN.
+    """
+    check_environment(env_id, model.config, "model")
+    play = _Play(env_id, 1, model, [0], seed, 0)
+    try:
+        for _ in play.steps():
+            yield play.stacks[0].copy(), float(play.returns[0])
+    finally:
+        play.environments.close()
 
 
 class _EpisodeProcess:

@@ -80,6 +80,25 @@ class WideBlock(nn.Module):
         same = stride == 1 and inputs == outputs
         self.shortcut = None if same else convolution(inputs, outputs, 1, stride, normalised)
 
+    @property
+    def first(self) -> nn.Conv2d:
+        """The convolution that reads the activations."""
+        layer = self.branch[0]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
+    @property
+    def between(self) -> nn.Sequential:
+        """Normalisation and activation between the two."""
+        return nn.Sequential(self.branch[1], self.branch[2])
+
+    @property
+    def second(self) -> nn.Conv2d:
+        """The convolution whose sums are added."""
+        layer = self.branch[3]
+        assert isinstance(layer, nn.Conv2d)
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, height, width) -> (N, outputs, height / stride, width / stride)."""
         active: Tensor = self.before(x)
@@ -138,6 +157,7 @@ class WideResNet(nn.Module):
         count, rest = divmod(depth - 4, 6)
         if rest or count < 1:
             raise ValueError(f"depth {depth} is not 4 more than a multiple of 6")
+        self.normalised = normalised
         widths = [16 * width, 32 * width, 64 * width]
         self.stem = convolution(input_shape[0], 16, 3, 1, normalised)
         self.stages = stages(WideBlock, 16, widths, (count,) * 3, normalised)

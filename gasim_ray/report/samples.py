@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.special import softmax
 
 from gasim_ray.core.observation import ObservationSpec
 
 #: Pictures in a column of the grid.
 IMAGES_PER_CLASS = 8
+#: Stacks of frames that are shown, and in how many columns.
+STACKS, STACK_COLUMNS = 16, 2
 #: Where there are more classes, those chosen most often are shown.
 MAX_CLASSES = 20
 #: Where a vector has more elements, the first ones are shown.
@@ -28,13 +31,16 @@ def save_samples(
 ) -> None:
     """Draw observations (N, *spec.shape) by the teacher's choice, the argmax of its outputs (N, actions).
 
-    Images: a grid, one column a class, in the order given. Vectors: the distribution of each element, stacked by
-    action, beside its bounds. Raises UserError if the observations are not of the spec's shape.
+    Images: a grid, one column a class, in the order given. Stacks of frames: some of them, oldest frame first, with the
+    teacher's action and its probability by the softmax of the outputs. Vectors: the distribution of each element,
+    stacked by action, beside its bounds. Raises UserError if the observations are not of the spec's shape.
     """
     spec.check_batch(observations)
     choices = teacher_outputs.argmax(1).astype(np.int64)
     counts = np.bincount(choices, minlength=teacher_outputs.shape[1])
-    if spec.is_image:
+    if spec.is_image and spec.stack > 1:
+        figure = _stacks(observations, teacher_outputs, spec)
+    elif spec.is_image:
         figure = _image_grid(observations, choices, counts, spec)
     else:
         figure = _marginals(observations, choices, counts, spec)
@@ -48,12 +54,10 @@ def _image_grid(observations: Observations, choices: Labels, counts: Labels, spe
     gap = 1 + height // 16
     # One white sheet instead of an axes a picture: with twenty classes that would take seconds.
     sheet = np.ones((IMAGES_PER_CLASS * (height + gap), len(classes) * (width + gap), 3), np.float32)
-    low, high = (float(bound.mean()) for bound in spec.bounds())
     for column, label in enumerate(classes):
         for row, observation in enumerate(observations[choices == label][:IMAGES_PER_CLASS]):
             top, left = row * (height + gap), column * (width + gap)
-            unit = (_picture(observation, spec) - low) / (high - low)
-            sheet[top : top + height, left : left + width] = unit.clip(0, 1)
+            (sheet[top : top + height, left : left + width],) = frames_of(observation, spec)
     inches_wide = max(4.0, 0.9 * len(classes) * width / height)
     figure = Figure(figsize=(inches_wide, 0.9 * IMAGES_PER_CLASS + 0.9), layout="constrained")
     figure.suptitle(_title(observations, "by the teacher's class"), fontsize=10)
@@ -68,11 +72,36 @@ def _image_grid(observations: Observations, choices: Labels, counts: Labels, spe
     return figure
 
 
-def _picture(observation: Observations, spec: ObservationSpec) -> npt.NDArray[np.float32]:
-    """The newest frame as (height, width, 3) or, for grey to be repeated, (height, width, 1); in its own units."""
+def _stacks(observations: Observations, outputs: npt.NDArray[np.float32], spec: ObservationSpec) -> Figure:
+    shown = min(STACKS, len(observations))
+    rows = -(-shown // STACK_COLUMNS)
+    _, height, width = spec.network_shape
+    gap = 1 + width // 16
+    figure = Figure(
+        figsize=(STACK_COLUMNS * (1.0 * spec.stack + 0.3), 1.25 * rows * height / width + 0.6), layout="constrained"
+    )
+    figure.suptitle(_title(observations, f"of which {shown}, oldest frame first"), fontsize=10)
+    policies = softmax(outputs, axis=1)
+    for index, axes in enumerate(figure.subplots(rows, STACK_COLUMNS, squeeze=False).flat):
+        axes.set_axis_off()
+        if index >= shown:
+            continue
+        strip = np.ones((height, spec.stack * (width + gap) - gap, 3), np.float32)
+        for place, frame in enumerate(frames_of(observations[index], spec)):
+            strip[:, place * (width + gap) : place * (width + gap) + width] = frame
+        axes.imshow(strip, interpolation="nearest")
+        action = int(policies[index].argmax())
+        axes.set_title(f"action {action}: {100 * policies[index, action]:.0f} %", fontsize=8)
+    return figure
+
+
+def frames_of(observation: Observations, spec: ObservationSpec) -> list[npt.NDArray[np.float32]]:
+    """Each frame as (height, width, 3), or (height, width, 1) where it is grey; from 0 to 1."""
+    low, high = (float(bound.mean()) for bound in spec.bounds())
     picture = np.moveaxis(observation, 0, -1) if spec.layout == "CHW" else observation
-    frame = picture[..., -(spec.channels // spec.stack) :].astype(np.float32)
-    return frame if frame.shape[-1] == 3 else frame[..., -1:]
+    unit = ((picture.astype(np.float32) - low) / (high - low)).clip(0, 1)
+    frames = np.split(unit, spec.stack, axis=-1)
+    return [frame if frame.shape[-1] == 3 else frame[..., -1:] for frame in frames]
 
 
 def _marginals(observations: Observations, choices: Labels, counts: Labels, spec: ObservationSpec) -> Figure:

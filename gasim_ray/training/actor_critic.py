@@ -20,7 +20,7 @@ POLICY_GAIN = 0.01
 
 
 class ActorCritic(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
-    """Any registered architecture; `model_config` holds `architecture` and `observation` (ObservationSpec.to_json)."""
+    """Any registered architecture; `model_config` has `architecture`, `observation` (as JSON) and `bf16`."""
 
     def setup(self) -> None:
         """See RLModule."""
@@ -28,6 +28,7 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
         observation = ObservationSpec.from_json(given["observation"])
         self.model = Model(ModelConfig(given["architecture"], observation, self.actions, "logits", value=True))
         initialise(self.model)
+        self.model.computing(given["bf16"], given["bf16"])
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         logits, values = self.model.with_value(batch[Columns.OBS])

@@ -11,10 +11,14 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.evaluation.atari import is_atari
+from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.training.actor_critic import ActorCritic
 from gasim_ray.training.array_ppo import ArrayPPO, GameRunner
+from gasim_ray.training.game_dqn import GameDQN, GameQ, GreedyRunner
+from gasim_ray.training.precision import bf16_is_faster
 from gasim_ray.training.recipes import DQNRecipe, PPORecipe, game_network, recipe_for
 from gasim_ray.training.replay_dqn import ReplayDQN
 
@@ -35,7 +39,7 @@ def build_algorithm(settings: PolicyTraining, observation: ObservationSpec) -> A
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     recipe = recipe_for(settings.algo, settings.env, settings.envs)
     if isinstance(recipe, DQNRecipe):
-        config = _dqn(recipe, settings)
+        config = _game_dqn(recipe, settings, observation) if is_atari(settings.env) else _vector_dqn(recipe, settings)
     else:
         config = _game_ppo(recipe, settings, observation) if is_atari(settings.env) else _vector_ppo(recipe, settings)
     config = (
@@ -52,25 +56,34 @@ def build_algorithm(settings: PolicyTraining, observation: ObservationSpec) -> A
     return config.build_algo()
 
 
-def _dqn(recipe: DQNRecipe, settings: PolicyTraining) -> Any:
+def _dqn(config: DQNConfig, recipe: DQNRecipe) -> Any:
+    return config.training(
+        lr=recipe.lr,
+        gamma=recipe.gamma,
+        train_batch_size_per_learner=recipe.batch,
+        training_intensity=recipe.intensity,
+        num_steps_sampled_before_learning_starts=recipe.warm_up,
+        target_network_update_freq=recipe.target_every,
+        epsilon=[(0, 1.0), (recipe.epsilon_steps, recipe.epsilon)],
+        replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": recipe.buffer},
+        n_step=recipe.n_step,
+        double_q=True,
+        grad_clip=10.0,
+    )
+
+
+def _vector_dqn(recipe: DQNRecipe, settings: PolicyTraining) -> Any:
+    network = DefaultModelConfig(fcnet_hiddens=list(settings.hidden), fcnet_activation="relu")
+    config = DQNConfig(algo_class=ReplayDQN).training(dueling=True, store_buffer_in_checkpoints=True)
+    return _dqn(config, recipe).rl_module(model_config=network)
+
+
+def _game_dqn(recipe: DQNRecipe, settings: PolicyTraining, observation: ObservationSpec) -> Any:
+    network = _game_network(settings, observation, recipe.batch)
     return (
-        DQNConfig(algo_class=ReplayDQN)
-        .training(
-            lr=recipe.lr,
-            gamma=recipe.gamma,
-            train_batch_size_per_learner=recipe.batch,
-            training_intensity=recipe.intensity,
-            num_steps_sampled_before_learning_starts=recipe.warm_up,
-            target_network_update_freq=recipe.target_every,
-            epsilon=[(0, 1.0), (recipe.epsilon_steps, recipe.epsilon)],
-            replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": recipe.buffer},
-            store_buffer_in_checkpoints=True,
-            n_step=recipe.n_step,
-            double_q=True,
-            dueling=True,
-            grad_clip=10.0,
-        )
-        .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=list(settings.hidden), fcnet_activation="relu"))
+        _dqn(DQNConfig(algo_class=GameDQN), recipe)
+        .env_runners(env_runner_cls=GreedyRunner)
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=GameQ, model_config=network))
     )
 
 
@@ -99,9 +112,18 @@ def _vector_ppo(recipe: PPORecipe, settings: PolicyTraining) -> Any:
 
 
 def _game_ppo(recipe: PPORecipe, settings: PolicyTraining, observation: ObservationSpec) -> Any:
-    network = {"architecture": game_network(settings.network, settings.width), "observation": observation.to_json()}
+    network = _game_network(settings, observation, recipe.minibatch)
     return (
         _ppo(PPOConfig(algo_class=ArrayPPO), recipe, settings)
         .env_runners(env_runner_cls=GameRunner)
         .rl_module(rl_module_spec=RLModuleSpec(module_class=ActorCritic, model_config=network))
     )
+
+
+def _game_network(settings: PolicyTraining, observation: ObservationSpec, batch: int) -> dict[str, Any]:
+    """What the modules of games are told, see ActorCritic."""
+    architecture, bf16 = game_network(settings.network, settings.width), settings.bf16
+    if bf16 is None:
+        _, actions = environment_spec(settings.env)
+        bf16 = bf16_is_faster(Model(ModelConfig(architecture, observation, actions, "logits")), batch)
+    return {"architecture": architecture, "observation": observation.to_json(), "bf16": bf16}

@@ -49,7 +49,7 @@ def advantages(rewards: Floats, values: Floats, ended: npt.NDArray[np.bool_], ga
 
 
 class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
-    """Plays its games side by side and gives every round as rows of arrays, advantages included."""
+    """Plays its games side by side and gives every round as rows of arrays; for PPO, advantages included."""
 
     def make_env(self) -> None:
         """See EnvRunner."""
@@ -62,14 +62,8 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
 
     def sample(self, **_: Any) -> list[Rows]:
         """One round of `rollout_fragment_length` steps of every game, as one set of rows."""
-        if self.observations is None:
-            # Of this runner and this sitting alone.
-            source = np.random.SeedSequence(
-                (self.config.seed or 0, self.worker_index, self.num_env_steps_sampled_lifetime)
-            )
-            self.random = np.random.default_rng(source)
-            self.observations, _ = self.env.reset(seed=self.random.integers(2**31, size=self.num_envs))
-        steps, now = self.config.get_rollout_fragment_length(self.worker_index), self.observations
+        now = self.begin()
+        steps = self.config.get_rollout_fragment_length(self.worker_index)
         seen = np.empty((steps, *now.shape), np.uint8)
         logits = np.empty((steps, self.num_envs, self.module.actions), np.float32)
         values = np.empty((steps + 1, self.num_envs), np.float32)
@@ -85,12 +79,10 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
             now, rewards[t], terminated, truncated, _ = self.env.step(actions[t])
             # Cut off after half an hour of play is so rare that it counts as an end.
             ended[t] = terminated | truncated
-            self._count(rewards[t], ended[t])
-        self.observations = now
+            self.count(rewards[t], ended[t])
+        self.end(now, actions.size)
         values[steps] = self._answers(now)[1]
         gained = advantages(rewards, values, ended, self.config.gamma, self.config.lambda_)
-        self.num_env_steps_sampled_lifetime += actions.size
-        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, actions.size, reduce="lifetime_sum")
         chosen = np.take_along_axis(log_softmax(logits, axis=-1), actions[..., None], 2)[..., 0]
         rows = {
             Columns.OBS: seen,
@@ -102,12 +94,30 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         }
         return [{name: array.reshape(-1, *array.shape[2:]) for name, array in rows.items()}]
 
+    def begin(self) -> npt.NDArray[np.uint8]:
+        """What the games show, which are started if they are not under way."""
+        if self.observations is None:
+            # Of this runner and this sitting alone.
+            source = np.random.SeedSequence(
+                (self.config.seed or 0, self.worker_index, self.num_env_steps_sampled_lifetime)
+            )
+            self.random = np.random.default_rng(source)
+            self.observations, _ = self.env.reset(seed=self.random.integers(2**31, size=self.num_envs))
+        return self.observations
+
+    def end(self, observations: npt.NDArray[np.uint8], steps: int) -> None:
+        """Keep what the games show after so many steps of all of them together."""
+        self.observations = observations
+        self.num_env_steps_sampled_lifetime += steps
+        self.metrics.log_value(NUM_ENV_STEPS_SAMPLED_LIFETIME, steps, reduce="lifetime_sum")
+
     def _answers(self, observations: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         given = {Columns.OBS: torch.from_numpy(observations).to(self._device)}
         answered = self.module.forward_exploration(given)
         return answered[Columns.ACTION_DIST_INPUTS].cpu().numpy(), answered[Columns.EMBEDDINGS].cpu().numpy()
 
-    def _count(self, rewards: Floats, ended: npt.NDArray[np.bool_]) -> None:
+    def count(self, rewards: Floats, ended: npt.NDArray[np.bool_]) -> None:
+        """Note the returns of episodes that have ended."""
         self.score += rewards
         for score in self.score[ended]:
             self.metrics.log_value(EPISODE_RETURN_MEAN, score, window=100)

@@ -96,22 +96,29 @@ class ArrayReplayBuffer:
 class ReplayDQN(DQN):  # type: ignore[misc]
     """DQN whose training step is: sample a fragment, store it, replay `training_intensity` transitions for each."""
 
-    def _create_local_replay_buffer_if_necessary(self, config: Any) -> ArrayReplayBuffer:
-        return ArrayReplayBuffer(
+    #: What keeps the transitions.
+    replay: type[Any] = ArrayReplayBuffer
+
+    def _create_local_replay_buffer_if_necessary(self, config: Any) -> Any:
+        return self.replay(
             config["replay_buffer_config"]["capacity"], config["n_step"], config["gamma"], config["seed"] or 0
         )
 
-    def training_step(self) -> None:
-        """One fragment of environment steps, then the gradient steps that it is worth."""
+    def collect(self) -> int:
+        """Sample a fragment and store it; returns its number of transitions."""
         episodes, results = synchronous_parallel_sample(
             worker_set=self.env_runner_group, concat=True, _uses_new_env_runners=True, _return_metrics=True
         )
         self.metrics.aggregate(results, key=ENV_RUNNER_RESULTS)
         self.local_replay_buffer.add(episodes)
-        steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
-        if steps < self.config.num_steps_sampled_before_learning_starts:
+        return sum(len(episode) for episode in episodes)
+
+    def training_step(self) -> None:
+        """One fragment of environment steps, then the gradient steps that it is worth."""
+        fresh = self.collect()
+        if self.local_replay_buffer.added < self.config.num_steps_sampled_before_learning_starts:
             return
-        fresh = sum(len(episode) for episode in episodes)
+        steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         size = self.config.total_train_batch_size
         updates = max(1, round(fresh * self.config.training_intensity / size))
         rows = SampleBatch(self.local_replay_buffer.sample(updates * size))

@@ -60,6 +60,9 @@ class PolicyTraining:
     width: float = 1.0
     """Atari's games: what the network's channels and units are multiplied by."""
 
+    bf16: bool | None = None
+    """Atari's games: compute in bfloat16, images channels last; None tries which is faster here."""
+
     stop_return: float | None = None
     """Greedy mean return at which to stop; None takes the environment's own, or trains to the budget."""
 
@@ -90,8 +93,6 @@ class PolicyTraining:
     def __post_init__(self) -> None:
         if not 0 < self.width <= 16:
             raise UserError(f"width: {self.width} is impossible; give more than 0 and at most 16")
-        if is_atari(self.env) and self.algo != "ppo":
-            raise UserError(f"algo: {self.algo} learns from vectors only; Atari's games take ppo")
 
     @property
     def rest_seconds(self) -> float:
@@ -232,7 +233,7 @@ class _Training:
         module = self.algorithm.get_module()
         if is_atari(self.settings.env):
             model: Model = copy.deepcopy(module.model).cpu()
-            return model.frozen()
+            return model.computing(False, False).frozen()
         return model_from_module(module, self.observation, {})
 
     def _evaluate(self) -> None:
