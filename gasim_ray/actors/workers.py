@@ -7,10 +7,12 @@ that it only passes on. With Ray both are references, so observations go from a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.batch import StudentWeights
@@ -22,12 +24,23 @@ from gasim_ray.core.pictures import Contrasted
 from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.prune import cut_down, prune_obstacle
 from gasim_ray.core.seeds import rng
+from gasim_ray.core.slim import SAMPLES, slim, slim_obstacle
 from gasim_ray.core.svd import factor, svd_obstacle
 from gasim_ray.core.synthesizer import Synthesizer
 from gasim_ray.errors import UserError
+from gasim_ray.models.resnet import WideResNet
+
+
+def cut_obstacle(teacher: Model, student: Model) -> str | None:
+    """Why neither way of cutting a teacher down fits, in words; None if one does."""
+    if slim_obstacle(teacher, student) is None:
+        return None
+    both_wide = all(isinstance(model.network, WideResNet) for model in (teacher, student))
+    return slim_obstacle(teacher, student) if both_wide else prune_obstacle(teacher, student)
+
 
 #: Start from the teacher -> why it does not fit, or None.
-OBSTACLES = {"prune": prune_obstacle, "svd": svd_obstacle}
+OBSTACLES = {"prune": cut_obstacle, "svd": svd_obstacle}
 #: Invented observations on which it is measured what the teacher's units answer.
 PRUNING_SAMPLES = 2048
 
@@ -109,13 +122,32 @@ def make_student(teacher: Model, config: DistillConfig, prior: Prior | None) -> 
 
 
 def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig) -> None:
-    """Cut the teacher down to the student where that fits; which units matter is measured on samples of the prior."""
+    """Cut the teacher down to the student where that fits; what matters of it is measured on invented observations."""
     if svd_obstacle(teacher, student) is None:
         factor(teacher.cpu(), student)
     elif prune_obstacle(teacher, student) is None:
         prior = prior or Uniform(teacher, "cpu")
         observations = prior.sample(PRUNING_SAMPLES, rng(prior.device, config.seed, LEARNER_KEY)).cpu()
         cut_down(teacher.cpu(), student, observations)
+    elif slim_obstacle(teacher, student) is None:
+        slim(teacher.cpu(), student, first_batches(student, teacher, prior, config, SAMPLES))
+
+
+def first_batches(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig, count: int) -> Tensor:
+    """At least so many observations as generators make them, but for the teacher alone: there is no adversary yet."""
+    objective = replace(config.objective, adversarial=0.0)
+    settings = replace(config.generator, per_actor=1, views=1, keep_start=False)
+    if not objective.any():
+        settings = replace(settings, kind="direct", prior=settings.prior or ("uniform",), steps=0)
+        prior = prior or Uniform(teacher, "cpu")
+    synthesizer = Synthesizer(
+        teacher, deepcopy(student), prior, settings, objective, actor=LEARNER_KEY, seed=config.seed, device="cpu"
+    )
+    made: list[Tensor] = []
+    while sum(len(batch) for batch in made) < count:
+        _, batch = synthesizer.synthesize(len(made), StudentWeights(synthesizer.student_step, {}))
+        made.append(torch.from_numpy(batch.observations))
+    return torch.cat(made)
 
 
 def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | None:

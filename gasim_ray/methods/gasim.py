@@ -1,12 +1,14 @@
 """gasim: our own. GAS with direct generators that start from what the teacher's weights tell of its data.
 
 Vectors start from the teacher's geometry (core.geometry) at many scales. Images start from lines, shapes and leaves
-amid an empty ground, or, in colours, from textured leaves that fill the frame; of these are taken those that the
-teacher answers most decidedly, as many for each class. An order keeps them and moves copies a few steps towards a class
-drawn at random, past what lies between two classes, and to where teacher and student disagree. A game's frames start
-from scenes in motion and stay as they are. Every order draws a fresh batch, so each is a re-initialisation.
+amid an empty ground, of which are taken those that the teacher answers most decidedly, as many for each class; an order
+keeps them and moves copies a few steps towards a class drawn at random, past what lies between two classes, and to where
+teacher and student disagree. In colours they start from textured leaves that fill the frame and are moved further, to
+the teacher's batch-norm statistics too. A game's frames start from scenes in motion and stay as they are. Every order
+draws a fresh batch, so each is a re-initialisation.
 
-The student replays a pool; one of images starts as the teacher cut down to its size where that fits (core.prune).
+The student replays a pool; one of images starts as the teacher cut down to its size where that fits (core.prune,
+core.slim).
 """
 
 from __future__ import annotations
@@ -32,39 +34,50 @@ def vector_preset() -> Tree:
 
 
 def image_preset(teacher: TeacherFacts) -> Tree:
-    """Pictures that the teacher answers decidedly, and what a few steps make of them.
-
-    Grey ones are lines, shapes and dead leaves amid an empty ground; coloured ones fill the frame.
+    """Grey pictures: lines, shapes and dead leaves amid an empty ground that the teacher answers decidedly, and what a
+    few steps make of them. Coloured ones: leaves that fill the frame, moved until each is of a class drawn at random
+    and all together have the statistics that a teacher with batch normalisation has stored.
     """
     coloured = teacher.observation.channels > 1
-    return {
+    grey: Tree = {
         "generator": {
-            "kind": "direct",
-            "prior": ["nature"] if coloured else ["contours", "shapes", "leaves"],
+            "prior": ["contours", "shapes", "leaves"],
             "candidates": 8,
-            "contrast": 0.0 if coloured else 0.7,
-            "actors": 1,
+            "contrast": 0.7,
             "steps": 4,
             "learning_rate": 0.3,
             "keep_start": True,
-            "blur": 1.0,
             "views": 3,
             "shift": 1,
         },
-        "objective": {
-            "logit": 1.0,
-            "adversarial": 0.3,
-            "bound": 4.0,
-            "batch_norm": 1.0 if teacher.batch_norm else 0.0,
+        "objective": {"logit": 1.0, "batch_norm": 1.0 if teacher.batch_norm else 0.0},
+        "student": {"learning_rate": 6e-3},
+    }
+    colour: Tree = {
+        "generator": {
+            "prior": ["nature"],
+            "adam": True,
+            "steps": 20,
+            "learning_rate": 0.1,
+            "views": 4,
+            "shift": 4,
+            "mirror": True,
         },
+        "objective": {"label": 1.0, "batch_norm": 0.1 if teacher.batch_norm else 0.0},
+        "student": {"learning_rate": 2e-3},
+    }
+    own = colour if coloured else grey
+    return {
+        "generator": {"kind": "direct", "actors": 1, "blur": 1.0, **own["generator"]},
+        "objective": {"adversarial": 0.3, "bound": 4.0, **own["objective"]},
         "pool": {"capacity": 200_000, "hard": 0.5, "fade": 0.5},
         "student": {
             "init": "auto",
-            "learning_rate": 6e-3,
             "batch_size": 256,
             "steps": 20,
             "temperature": 3.0,
             "logits_weight": 0.3,
+            **own["student"],
         },
     }
 
