@@ -2,10 +2,10 @@
 
 Vectors start from the teacher's geometry (core.geometry) at many scales. Images start from lines, shapes and leaves
 amid an empty ground, of which are taken those that the teacher answers most decidedly, as many for each class; an order
-keeps them and moves copies a few steps towards a class drawn at random, past what lies between two classes, and to where
-teacher and student disagree. In colours they start from textured leaves that fill the frame and are moved further, to
-the teacher's batch-norm statistics too. A game's frames start from scenes in motion and stay as they are. Every order
-draws a fresh batch, so each is a re-initialisation.
+keeps them and moves copies a few steps towards a class drawn at random, past what lies between two classes, and to
+where teacher and student disagree. In colours they start from textured leaves that fill the frame and are moved
+further, to the teacher's batch-norm statistics too. A game's frames start from scenes in motion and stay as they are.
+Every order draws a fresh batch, so each is a re-initialisation.
 
 The student replays a pool; one of images starts as the teacher cut down to its size where that fits (core.prune,
 core.slim).
