@@ -22,6 +22,9 @@ from gasim_ray.core.settings import StudentSettings
 from gasim_ray.core.slim import least_squares, slim, slim_obstacle
 from gasim_ray.errors import UserError
 
+#: Small, so that tests are quick.
+SPEC = replace(tiny.GREY, shape=(1, 12, 12))
+
 
 def wide(depth: int = 16, width: int = 2, normalised: bool = True) -> dict[str, Any]:
     """The architecture."""
@@ -32,7 +35,7 @@ def teacher(architecture: dict[str, Any]) -> Model:
     """A network that has seen some noise, so that its statistics are those of its own answers."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Model(ModelConfig(architecture, tiny.GREY, 5, "logits"))
+        model = Model(ModelConfig(architecture, SPEC, 5, "logits"))
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 nn.init.uniform_(layer.weight, 0.5, 1.5)
@@ -46,8 +49,8 @@ def teacher(architecture: dict[str, Any]) -> Model:
 def images(count: int, seed: int = 0) -> Tensor:
     """Noise of several strengths."""
     random = rng("cpu", seed)
-    strength = torch.rand((count, *[1] * len(tiny.GREY.shape)), generator=random)
-    return 128 + 127 * strength * (2 * torch.rand((count, *tiny.GREY.shape), generator=random) - 1)
+    strength = torch.rand((count, *[1] * len(SPEC.shape)), generator=random)
+    return 128 + 127 * strength * (2 * torch.rand((count, *SPEC.shape), generator=random) - 1)
 
 
 def student(architecture: dict[str, Any], of: Model) -> Model:
