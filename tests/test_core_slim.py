@@ -81,7 +81,7 @@ def test_a_smaller_one_keeps_much_of_the_teacher(depth: int, width: int) -> None
     big = teacher(wide(16, 2))
     small = student(wide(depth, width), big)
     fresh = unexplained(big, small)
-    slim(big, small, images(128))
+    slim(big, small, images(600))
     assert unexplained(big, small) < min(0.6, fresh / 2)
 
 
