@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import log
 
@@ -24,6 +25,7 @@ from gasim_ray.core.distill import (
     views,
 )
 from gasim_ray.core.model import Model
+from gasim_ray.core.moments import moments
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, StudentSettings
@@ -276,3 +278,25 @@ def test_views_follow_the_images_and_vectors_have_one(spec: ObservationSpec) -> 
     assert torch.equal(still, torch.cat([images[:2].flip(across), images[2:]]))
     vectors = torch.zeros(4, 4)
     assert views(vectors, settings, tiny.VECTOR, rng("cpu", 1)) is vectors
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 5)])
+@pytest.mark.parametrize(("dtype", "precise"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_moments_and_their_gradients_are_those_of_mean_and_var(
+    shape: tuple[int, ...], dtype: torch.dtype, precise: float
+) -> None:
+    x = 1.0 + torch.randn(shape, generator=rng("cpu", 0)).to(dtype)
+    weights = torch.randn((2, 3), generator=rng("cpu", 1))
+    axes = [0, *range(2, len(shape))]
+
+    def with_gradient(pair: Callable[[Tensor], tuple[Tensor, Tensor]], at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        at = at.clone().requires_grad_()
+        mean, variance = pair(at)
+        torch.autograd.backward((weights[0] * mean + weights[1] * variance).sum())
+        assert at.grad is not None
+        return mean.detach(), variance.detach(), at.grad.float()
+
+    found = with_gradient(moments, x)
+    expected = with_gradient(lambda at: (at.mean(axes), at.var(axes, correction=0)), x.float())
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=precise, rtol=precise)

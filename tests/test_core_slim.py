@@ -113,7 +113,7 @@ def test_least_squares_finds_what_is_linear() -> None:
 def test_a_learner_starts_so_and_a_start_that_does_not_fit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "SAMPLES", 100)
+    monkeypatch.setattr(workers, "FITTING_SAMPLES", 100)
     big = teacher(wide(10, 2))
     save_model(big, tmp_path / "teacher")
     tree = tiny.tree(tmp_path / "teacher", local=True)

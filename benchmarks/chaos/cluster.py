@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Self
 
 from gasim_ray.errors import UserError
 
@@ -26,6 +27,9 @@ START_SECONDS = 60.0
 
 class Cluster:
     """A head, and worker nodes beside it; a context that leaves no process behind."""
+
+    #: How many nodes.
+    count = NODES
 
     def __init__(self) -> None:
         # Ray's sockets lie in it, and their paths may not be long.
@@ -41,10 +45,13 @@ class Cluster:
             "RAY_ADDRESS": self.address,
         }
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
+        #: What has to be there as long as the nodes are.
+        self.resources = ExitStack()
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         try:
-            for number in range(NODES):
+            self.prepare()
+            for number in range(self.count):
                 self.start_node(number)
         except BaseException:
             self.__exit__()
@@ -59,7 +66,11 @@ class Cluster:
                 node.wait(20)
         for process in self.processes():
             kill(process)
+        self.resources.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def prepare(self) -> None:
+        """Bring up what has to be there before the first node, as `resources`."""
 
     def start_node(self, number: int) -> None:
         """Start a node, of which 0 is the head, and wait until it is up; raises UserError if it does not come up."""
@@ -75,7 +86,7 @@ class Cluster:
         deadline = time.monotonic() + START_SECONDS
         while b"Ray runtime started" not in log.read_bytes():
             if time.monotonic() > deadline or self.nodes[number].poll() is not None:
-                raise UserError(f"ray start: the node did not come up: {log.read_text()[:3000]}")
+                raise UserError(f"ray start: the node did not come up: {log.read_text()[-500:]}")
             time.sleep(0.2)
 
     def options(self, number: int) -> list[str]:

@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.chaos.cluster import NODES, Cluster, kill
@@ -24,8 +23,8 @@ REDIS_SECONDS = 10.0
 class Hosts(Cluster):
     """Host 0 is the head, where the driver is too; raises UserError where no hosts can be made."""
 
-    #: How many, and on which of them the driver runs.
-    count, driver_host = NODES, 0
+    #: On which of them the driver runs.
+    driver_host = 0
 
     def __init__(self) -> None:
         if os.geteuid() != 0 or shutil.which("ip") is None:
@@ -33,25 +32,10 @@ class Hosts(Cluster):
         super().__init__()
         self.network = NETWORK
         self.address = self.environment["RAY_ADDRESS"] = f"{NETWORK.address(0)}:{PORT}"
-        self.resources = ExitStack()
-
-    def __enter__(self) -> Hosts:
-        self.resources.enter_context(self.network.up(self.count))
-        try:
-            self.prepare()
-            for number in range(self.count):
-                self.start_node(number)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__()
-        self.resources.close()
 
     def prepare(self) -> None:
-        """What is there before the first node."""
+        """See Cluster."""
+        self.resources.enter_context(self.network.up(self.count))
 
     def options(self, number: int) -> list[str]:
         """See Cluster; a node's address is its host's."""
@@ -92,7 +76,8 @@ class RedisHosts(Hosts):
         self.password = secrets.token_hex(16)
 
     def prepare(self) -> None:
-        """Start Redis."""
+        """Bring up the network, and Redis in it."""
+        super().prepare()
         settings = {
             "bind": self.network.own_address,
             "port": REDIS_PORT,

@@ -24,7 +24,7 @@ from gasim_ray.core.pictures import Contrasted
 from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.prune import cut_down, prune_obstacle
 from gasim_ray.core.seeds import rng
-from gasim_ray.core.slim import SAMPLES, slim, slim_obstacle
+from gasim_ray.core.slim import slim, slim_obstacle
 from gasim_ray.core.svd import factor, svd_obstacle
 from gasim_ray.core.synthesizer import Synthesizer
 from gasim_ray.errors import UserError
@@ -32,17 +32,16 @@ from gasim_ray.models.resnet import WideResNet
 
 
 def cut_obstacle(teacher: Model, student: Model) -> str | None:
-    """Why neither way of cutting a teacher down fits, in words; None if one does."""
-    if slim_obstacle(teacher, student) is None:
-        return None
-    both_wide = all(isinstance(model.network, WideResNet) for model in (teacher, student))
-    return slim_obstacle(teacher, student) if both_wide else prune_obstacle(teacher, student)
+    """Why the teacher cannot be cut down to the student, in words; None if it can."""
+    return (slim_obstacle if isinstance(teacher.network, WideResNet) else prune_obstacle)(teacher, student)
 
 
 #: Start from the teacher -> why it does not fit, or None.
 OBSTACLES = {"prune": cut_obstacle, "svd": svd_obstacle}
 #: Invented observations on which it is measured what the teacher's units answer.
 PRUNING_SAMPLES = 2048
+#: The same for the fit of a wide residual student, for which the generators' steps are taken.
+FITTING_SAMPLES = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +129,7 @@ def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, conf
         observations = prior.sample(PRUNING_SAMPLES, rng(prior.device, config.seed, LEARNER_KEY)).cpu()
         cut_down(teacher.cpu(), student, observations)
     elif slim_obstacle(teacher, student) is None:
-        slim(teacher.cpu(), student, first_batches(student, teacher, prior, config, SAMPLES))
+        slim(teacher.cpu(), student, first_batches(student, teacher, prior, config, FITTING_SAMPLES))
 
 
 def first_batches(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig, count: int) -> Tensor:

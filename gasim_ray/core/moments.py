@@ -11,9 +11,8 @@ from torch import Tensor
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over batch and positions of (N, channels, ...): two float32 tensors (channels,).
 
-    On a CPU `mean` and `var` over images in bfloat16, channels last, take longer than the convolution before them;
-    this takes an eighth of that, forward and backward. Sums within a sample are rounded to the dtype of x, sums over
-    samples are not.
+    On a CPU `mean` and `var` over images in bfloat16, channels last, take longer than the convolution before them, a
+    product of matrices does not. Sums within a sample are rounded to the dtype of x, sums over samples are not.
     """
     mean, square = _Moments.apply(x)  # type: ignore[no-untyped-call]
     return mean, square - mean * mean

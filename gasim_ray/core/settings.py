@@ -135,7 +135,7 @@ class GeneratorSettings:
     """Copies of each observation that are labelled: the observation itself, and for images shifted ones."""
 
     mirror: bool = False
-    """Mirror every other one of the shifted views, left for right."""
+    """Mirror half of the shifted views, left for right."""
 
     shift: int = 2
     """Most pixels by which the further views of an image are shifted."""

@@ -20,8 +20,6 @@ from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.prune import by_unit, choose_units
 from gasim_ray.models.resnet import WideBlock, WideResNet
 
-#: Observations that are enough: each has hundreds of positions.
-SAMPLES = 1024
 #: Images whose patches are laid out at once.
 CHUNK = 64
 #: Weight of the fit's ridge, as a share of the mean variance of what is regressed on.
@@ -60,7 +58,7 @@ def slim(teacher: Model, student: Model, observations: Tensor) -> None:
     Both are on the CPU, and nothing stands in the way (`slim_obstacle`). The closer the observations are to what the
     teacher was trained on, the more is kept.
     """
-    wide, narrow, observations = teacher.network, student.network, observations[:SAMPLES]
+    wide, narrow = teacher.network, student.network
     assert isinstance(wide, WideResNet)
     assert isinstance(narrow, WideResNet)
     training = narrow.training
@@ -71,13 +69,11 @@ def slim(teacher: Model, student: Model, observations: Tensor) -> None:
     kept, shift = torch.arange(own.shape[1]), torch.zeros(own.shape[1])
     for stage, readers in zip(pairs(wide, narrow), [*stages_of(wide)[1:], None], strict=True):
         ends = list(stage_ends(stage, full))
-        stream = kept
+        stream = kept  # unless the teacher's stage begins another
         if stage[0][0][0].shortcut is not None:
             read = wide.last(ends[-1]) if readers is None else readers[0].before(ends[-1])
-            following = wide.head.weight if readers is None else readers[0].first.weight
-            stream = choose_units(read, following.reshape(len(following), read.shape[1], -1), width(blocks_of(stage)))[
-                0
-            ]
+            reader = wide.head if readers is None else readers[0].first
+            stream = choose_units(read, by_unit(reader, read.shape[1]), stage[0][1].second.out_channels)[0]
             if stage[0][1].shortcut is None:
                 stream = stream[in_order_of(own, ends[0][:, stream])]
         for (blocks, small), end in zip(stage, ends, strict=True):
@@ -96,11 +92,6 @@ def pairs(wide: WideResNet, narrow: WideResNet) -> Iterator[list[tuple[list[Wide
     for big, small in zip(stages_of(wide), stages_of(narrow), strict=True):
         edges = [round(i * len(big) / len(small)) for i in range(len(small) + 1)]
         yield [(big[start:stop], block) for (start, stop), block in zip(pairwise(edges), small, strict=True)]
-
-
-def blocks_of(stage: list[tuple[list[WideBlock], WideBlock]]) -> list[WideBlock]:
-    """The student's of a stage."""
-    return [small for _, small in stage]
 
 
 def in_order_of(own: Tensor, aim: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""RLlib's DQN for Atari's games: pictures are kept as arrays, once each, and games are stepped side by side.
+"""RLlib's DQN for Atari's games: every step is kept once, as rows of arrays, and games are played side by side.
 
 Module, loss, target network, learner and checkpoints are RLlib's; the replay is not part of a checkpoint, since it is
 gigabytes, and fills anew after a resume. Mnih et al. 2015; double (van Hasselt et al. 2016), several steps a target.

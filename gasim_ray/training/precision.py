@@ -22,7 +22,11 @@ def bf16_is_faster(model: Model, batch: int) -> bool:
 
     def seconds(bf16: bool) -> float:
         model.computing(bf16, bf16)
-        step = Timer("model(observations).sum().backward()", globals={"model": model, "observations": observations})
+        step = Timer(
+            "model(observations).sum().backward()",
+            globals={"model": model, "observations": observations},
+            num_threads=torch.get_num_threads(),
+        )
         return float(step.blocked_autorange(min_run_time=SECONDS).median)
 
     faster = seconds(True) < seconds(False)
