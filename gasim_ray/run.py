@@ -137,13 +137,15 @@ class _Recorder:
 
     def save(self, loop: Loop) -> None:
         """Write a checkpoint; a disk that does not take it costs only that."""
+        begun = time.perf_counter()
         try:
             self.folder.save_checkpoint(loop.state_dict())
         except OSError as error:
             self.display.note(f"warning: {error}; the run goes on, the checkpoint before it stays")
         if self.mirror:
             self.mirror.start_upload(self.display.note)
-        self.last_checkpoint = time.perf_counter()
+        # Counted from the beginning, so that no more is lost; but where writing takes long, not all is writing.
+        self.last_checkpoint = max(begun, time.perf_counter() - self.config.checkpoint_seconds / 2)
 
     def go_back(self) -> dict[str, Any] | None:
         """The last checkpoint, as if the run had been stopped there; None if there is none yet."""
