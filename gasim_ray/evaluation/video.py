@@ -43,9 +43,9 @@ def save_video(path: Path, runs: Sequence[Path], task: Task) -> None:
     assert isinstance(task, EnvironmentTask)
     models = {TEACHER: load_model(saved_config(runs[0]).teacher)}
     models |= {run.resolve().name: load_model(RunFolder(run).student) for run in runs}
-    first, *rest = pictures(models, task)
+    film = pictures(models, task)
     path.parent.mkdir(parents=True, exist_ok=True)
-    first.save(path, save_all=True, append_images=rest, duration=PICTURE_MS, loop=0)
+    next(film).save(path, save_all=True, append_images=film, duration=PICTURE_MS, loop=0)
 
 
 def pictures(models: Mapping[str, Model], task: EnvironmentTask) -> Iterator[Image.Image]:
