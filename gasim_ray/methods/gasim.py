@@ -64,7 +64,7 @@ def image_preset(teacher: TeacherFacts) -> Tree:
             "mirror": True,
         },
         "objective": {"label": 1.0, "batch_norm": 0.1 if teacher.batch_norm else 0.0},
-        "student": {"learning_rate": 2e-3},
+        "student": {"learning_rate": 1e-3},
     }
     own = colour if coloured else grey
     return {
