@@ -81,8 +81,9 @@ class Cell:
         tree = plain(asdict(self.config))
         # What the learner reserves and how long an actor is waited for decide nothing; older lines know neither.
         del tree["student"]["cpus"], tree["generator"]["timeout"]
-        if "scenes" not in tree["generator"]["prior"]:
-            del tree["scenes"]
+        for section, priors in (("scenes", {"scenes"}), ("worlds", {"worlds", "rally"})):
+            if priors.isdisjoint(tree["generator"]["prior"]):
+                del tree[section]
         fields = without_off({**tree, **cell})
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -21,12 +21,12 @@ class NullGenerator:
     def __init__(self, actor: int) -> None:
         self.actor = actor
         self.observations = np.zeros((COUNT, SIZE), np.float32)
-        self.logits = np.zeros((COUNT, ACTIONS), np.float32)
+        self.answers = np.zeros((COUNT, ACTIONS), np.float32)
 
     def synthesize(self, order: int, weights: StudentWeights) -> tuple[BatchInfo, SyntheticBatch]:
         """See gasim_ray.core.synthesizer."""
         info = BatchInfo(self.actor, 0, order, weights.step, COUNT, 0.0, 0.0, 0.0)
-        return info, SyntheticBatch(self.observations, self.logits, info)
+        return info, SyntheticBatch(self.observations, self.answers, info)
 
     def memory(self) -> int:
         """Bytes that the process has had at most."""

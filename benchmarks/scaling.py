@@ -78,7 +78,7 @@ def order_costs(task: str, architecture: dict[str, Any]) -> dict[str, Any]:
         "generator_seconds": generator,
         "teacher_seconds": teacher,
         "learner_seconds": learner,
-        "batch_bytes": batch.observations.nbytes + batch.teacher_logits.nbytes,
+        "batch_bytes": batch.observations.nbytes + batch.teacher_answers.nbytes,
         "weight_bytes": sum(array.nbytes for array in weights.tensors.values()),
         "observations": len(batch.observations),
     }

@@ -28,6 +28,7 @@ from gasim_ray.core.settings import (
     StudentSettings,
     check_range,
 )
+from gasim_ray.core.worlds import WorldSettings
 from gasim_ray.errors import UserError
 
 # The text under a field is its --help.
@@ -81,6 +82,7 @@ class DistillConfig:
     student: StudentSettings = field(default_factory=StudentSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     scenes: SceneSettings = field(default_factory=SceneSettings)
+    worlds: WorldSettings = field(default_factory=WorldSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)

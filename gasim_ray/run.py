@@ -238,7 +238,7 @@ def _finish(
     save_samples(
         folder.path / "samples.png",
         pool["observations"].cpu()[shown].numpy(),
-        pool["logits"].cpu()[shown].numpy(),
+        pool["answers"].cpu()[shown, : student.config.actions].numpy(),
         student.config.observation,
     )
     folder.write_summary(

@@ -97,7 +97,7 @@ def test_any_configuration_is_read_back_as_it_was_written(
 
 
 def test_every_field_has_a_dotted_key() -> None:
-    sections = {"student", "generator", "scenes", "objective", "pool", "budget"}
+    sections = {"student", "generator", "scenes", "worlds", "objective", "pool", "budget"}
     keys = {f.name for f in fields(DistillConfig)} - sections
     for section in fields(DistillConfig):
         if section.name in sections:

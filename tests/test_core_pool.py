@@ -27,8 +27,8 @@ def put(target: Pool, numbers: list[int]) -> None:
 
 
 def contents(source: Pool) -> list[int]:
-    observations, logits = source.observations[: len(source), 0], source.logits[: len(source)]
-    assert logits.tolist() == [[v, -v] for v in observations.tolist()]
+    observations, answers = source.observations[: len(source), 0], source.answers[: len(source)]
+    assert answers.tolist() == [[v, -v] for v in observations.tolist()]
     return sorted(int(v) for v in observations)
 
 

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 
+from gasim_ray.config import DistillConfig
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
 from gasim_ray.core.contrast import REMEMBERED, Contrast
 from gasim_ray.core.distill import new_student
@@ -38,7 +39,8 @@ def synthesizer(teacher: Model | None = None, actor: int = 0, seed: int = 0, **c
     settings = GeneratorSettings(**({"batch_size": 8, "steps": 1, "kind": "network", "latent": 4} | changed))
     prior = Mixture(settings.prior, teacher, "cpu") if settings.prior else None
     student = new_student(teacher, STUDENT, seed)
-    return Synthesizer(teacher, student, prior, settings, ObjectiveSettings(one_hot=1.0), actor, seed, "cpu")
+    given = DistillConfig("", seed=seed, student=STUDENT, generator=settings, objective=ObjectiveSettings(one_hot=1.0))
+    return Synthesizer(teacher, student, prior, given, actor, "cpu")
 
 
 def generations(worker: Synthesizer, orders: int) -> dict[int, list[int]]:
@@ -106,7 +108,7 @@ def test_a_batch_carries_the_teachers_answers_and_says_where_it_is_from() -> Non
     info, made = worker.synthesize(3, handed_out(new_student(worker.teacher, STUDENT, 7), step=40))
     observations = torch.from_numpy(made.observations)
     outputs = worker.teacher(observations)
-    np.testing.assert_array_equal(made.teacher_logits, policy_logits(outputs, 1.0).numpy())
+    np.testing.assert_array_equal(made.teacher_answers, policy_logits(outputs, 1.0).numpy())
     guess = new_student(worker.teacher, STUDENT, 7).eval()(observations)
     assert info.agreement == float((guess.argmax(1) == outputs.argmax(1)).float().mean())
     assert (info.generator, info.order, info.student_step, info.count) == (5, 3, 40, 8)
@@ -238,7 +240,7 @@ def test_only_replay_learns_from_older_batches(replay: float) -> None:
     for older in (1, 2):
         worker = learner(PoolSettings(capacity=500, replay=replay))
         earlier = batch(older)
-        worker.pool.add(torch.from_numpy(earlier.observations), torch.from_numpy(earlier.teacher_logits))
+        worker.pool.add(torch.from_numpy(earlier.observations), torch.from_numpy(earlier.teacher_answers))
         worker.update(0.0, batch(5))
         students.add(weights_of(worker))
     assert len(students) == (1 if replay == 0 else 2)
@@ -271,3 +273,29 @@ def test_weights_that_were_handed_out_do_not_change_later() -> None:
     before = {name: array.copy() for name, array in weights.items()}
     worker.update(0.0, batch())
     assert all(np.array_equal(weights[name], before[name]) for name in before)
+
+
+def test_disputed_observations_are_those_on_which_the_student_at_hand_differs() -> None:
+    teacher = tiny.model(tiny.VECTOR)
+    far = handed_out(new_student(teacher, STUDENT, 5), step=1)
+    plain, disputed = (synthesizer(teacher, kind="direct", steps=0, disputed=n, batch_size=64) for n in (0, 4))
+    agreements = [worker.synthesize(0, far)[0].agreement for worker in (plain, disputed)]
+    assert agreements[1] < agreements[0]
+    same = StudentWeights(2, {name: tensor.numpy() for name, tensor in teacher.network.state_dict().items()})
+    _, batch = disputed.synthesize(1, same)
+    assert batch.observations.shape == (64, 4)
+    with pytest.raises(UserError, match=r"generator\.disputed: a network chooses by its objective"):
+        GeneratorSettings(kind="network", disputed=2)
+
+
+@pytest.mark.parametrize("prior", ["worlds", "rally", "scenes"])
+def test_frames_are_made_and_labelled(prior: str) -> None:
+    teacher = tiny.model(tiny.ATARI, actions=6)
+    settings = GeneratorSettings(prior=(prior,), steps=0, batch_size=20, disputed=2)
+    student = new_student(teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0)
+    worker = Synthesizer(
+        teacher, student, Mixture(settings.prior, teacher, "cpu"), DistillConfig("", generator=settings), 0, "cpu"
+    )
+    weights = StudentWeights(0, {name: tensor.numpy() for name, tensor in student.network.state_dict().items()})
+    info, batch = worker.synthesize(0, weights)
+    assert (batch.observations.shape, batch.teacher_answers.shape, info.count) == ((20, 84, 84, 4), (20, 6), 20)

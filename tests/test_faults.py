@@ -121,7 +121,7 @@ class Mad(LocalWorkers):
     def order(self, actor: int, order: int, weights: Any) -> Answer:
         answer = super().order(actor, order, weights)
         if actor in self.mad:
-            answer.payload.teacher_logits[3] = np.nan
+            answer.payload.teacher_answers[3] = np.nan
         return answer
 
     def replace(self, actor: int) -> None:
@@ -138,7 +138,7 @@ def test_a_batch_of_nan_costs_its_actor_alone(vector_teacher: Path) -> None:
     assert progress.restarts == 1
     assert progress.student_steps >= 40
     assert progress.observations == progress.pool_size == len(workers.learner.pool)
-    assert bool(workers.learner.pool.logits[: len(workers.learner.pool)].isfinite().all())
+    assert bool(workers.learner.pool.answers[: len(workers.learner.pool)].isfinite().all())
 
 
 def test_a_run_of_which_no_batch_can_be_taken_ends(vector_teacher: Path) -> None:
@@ -166,9 +166,9 @@ TEACHER = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
         ({"observations": np.zeros((31, 4), np.float32)}, r"has observations float32 (31, 4)"),
         ({"observations": np.zeros((32, 4), np.float64)}, r"has observations float64 (32, 4)"),
         ({"observations": np.full((32, 4), np.inf, np.float32)}, "holds NaN or infinity"),
-        ({"teacher_logits": np.zeros((32, 3), np.float32)}, "has logits float32 (32, 3), not float32 (32, 2)"),
-        ({"teacher_logits": np.zeros((32, 2), object)}, "has logits object (32, 2), not float32 (32, 2)"),
-        ({"teacher_logits": np.full((32, 2), np.nan, np.float32)}, "holds NaN or infinity"),
+        ({"teacher_answers": np.zeros((32, 3), np.float32)}, "has answers float32 (32, 3), not float32 (32, 2)"),
+        ({"teacher_answers": np.zeros((32, 2), object)}, "has answers object (32, 2), not float32 (32, 2)"),
+        ({"teacher_answers": np.full((32, 2), np.nan, np.float32)}, "holds NaN or infinity"),
     ],
 )
 def test_only_what_a_generator_should_make_is_taken_in(changed: dict[str, Any], fault: str | None) -> None:

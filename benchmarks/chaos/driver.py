@@ -43,7 +43,7 @@ class GeneratorActor(ray_workers.GeneratorActor):
         if self.fault == "slow":
             time.sleep((SLOWNESS - 1) * (time.perf_counter() - started))
         if self.fault == "nan":
-            batch = replace(batch, teacher_logits=np.full_like(batch.teacher_logits, np.nan))
+            batch = replace(batch, teacher_answers=np.full_like(batch.teacher_answers, np.nan))
         if self.fault == "shape":
             batch = replace(batch, observations=batch.observations[:, :-1])
         return info, batch

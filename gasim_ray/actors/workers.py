@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gasim_ray.config import DistillConfig
+from gasim_ray.core.answers import check_answers
 from gasim_ray.core.batch import StudentWeights
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.learner import LEARNER_KEY, Learner
@@ -113,6 +114,7 @@ def make_student(teacher: Model, config: DistillConfig, prior: Prior | None) -> 
     """
     observation = teacher.config.observation if prior is None else prior.standardised()
     student = new_student(teacher, config.student, config.seed, observation)
+    check_answers(teacher, student, config.student)
     start = config.student.init
     obstacle = OBSTACLES[start](teacher, student) if start in OBSTACLES else None
     if obstacle:
@@ -139,9 +141,8 @@ def first_batches(student: Model, teacher: Model, prior: Prior | None, config: D
     if not objective.any():
         settings = replace(settings, kind="direct", prior=settings.prior or ("uniform",), steps=0)
         prior = prior or Uniform(teacher, "cpu")
-    synthesizer = Synthesizer(
-        teacher, deepcopy(student), prior, settings, objective, actor=LEARNER_KEY, seed=config.seed, device="cpu"
-    )
+    given = replace(config, generator=settings, objective=objective)
+    synthesizer = Synthesizer(teacher, deepcopy(student), prior, given, LEARNER_KEY, "cpu")
     made: list[Tensor] = []
     while sum(len(batch) for batch in made) < count:
         _, batch = synthesizer.synthesize(len(made), StudentWeights(synthesizer.student_step, {}))
@@ -154,7 +155,7 @@ def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | No
     if not config.generator.prior:
         return None
     settings = config.generator
-    prior: Prior = Mixture(settings.prior, teacher, device, config.scenes)
+    prior: Prior = Mixture(settings.prior, teacher, device, config.scenes, config.worlds)
     if settings.candidates:
         prior = Chosen(prior, teacher, settings.candidates)
     return Contrasted(prior, teacher, settings.contrast) if settings.contrast else prior
@@ -166,7 +167,7 @@ def make_synthesizer(
     """The plain generator worker of one actor."""
     # Its normaliser has to be the learner's, whose samples are drawn on the CPU.
     student = make_student(teacher, config, prior if device == "cpu" else make_prior(teacher, config, "cpu"))
-    return Synthesizer(teacher, student, prior, config.generator, config.objective, actor, config.seed, device)
+    return Synthesizer(teacher, student, prior, config, actor, device)
 
 
 def make_learner(teacher: Model, config: DistillConfig, device: str, prior: Prior | None) -> Learner:

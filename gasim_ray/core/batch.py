@@ -42,22 +42,22 @@ class SyntheticBatch:
 
     #: (N, *spec.shape) in the spec's dtype.
     observations: npt.NDArray[Any]
-    #: (N, actions) float32: the teacher's policy logits, see core.outputs.
-    teacher_logits: npt.NDArray[np.float32]
+    #: (N, columns) float32: what is to be learnt of the teacher's answers, policy logits first, see core.answers.
+    teacher_answers: npt.NDArray[np.float32]
     info: BatchInfo
 
 
-def fault_of(batch: SyntheticBatch, spec: ObservationSpec, actions: int) -> str | None:
+def fault_of(batch: SyntheticBatch, spec: ObservationSpec, columns: int) -> str | None:
     """Why a learner must not take a batch in: another shape or dtype than the teacher's, or no numbers; None if it may.
 
     Every batch is looked at: a node with broken memory or another version's actor may send such.
     """
-    observations, logits, count = batch.observations, batch.teacher_logits, batch.info.count
+    observations, answers, count = batch.observations, batch.teacher_answers, batch.info.count
     if observations.shape != (count, *spec.shape) or observations.dtype != spec.dtype:
         return f"has observations {observations.dtype} {observations.shape}"
-    if logits.shape != (count, actions) or logits.dtype != np.float32:
-        return f"has logits {logits.dtype} {logits.shape}, not float32 {(count, actions)}"
-    if not (np.isfinite(logits).all() and np.isfinite(observations).all()):
+    if answers.shape != (count, columns) or answers.dtype != np.float32:
+        return f"has answers {answers.dtype} {answers.shape}, not float32 {(count, columns)}"
+    if not (np.isfinite(answers).all() and np.isfinite(observations).all()):
         return "holds NaN or infinity"
     return None
 

@@ -31,6 +31,7 @@ def new_student(
         observation=observation or teacher.config.observation,
         actions=teacher.config.actions,
         outputs="logits",
+        value=settings.value_weight > 0,
         source={"teacher": teacher.config.source},
     )
     with torch.random.fork_rng(devices=[]):
@@ -147,12 +148,14 @@ def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
             hook.remove()
 
 
-def last_dense(teacher: Model) -> nn.Module:
+def last_dense(model: Model) -> nn.Linear:
     """The dense layer that answers; raises UserError if there is none."""
-    outputs = teacher.config.actions + teacher.config.value
-    found = [m for m in teacher.modules() if isinstance(m, nn.Linear) and m.out_features == outputs]
+    outputs = model.config.actions + model.config.value
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == outputs]
     if not found:
-        raise UserError("objective.activation: the teacher has no dense output layer; set it to 0")
+        raise UserError(
+            "objective.activation, student.features_weight: the model has no dense output layer; set them to 0"
+        )
     return found[-1]
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gasim_ray.core.answers import answer, answer_loss, columns
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch, fault_of
-from gasim_ray.core.distill import student_loss
 from gasim_ray.core.model import Model
-from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.pool import Pool
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import PoolSettings, StudentSettings
@@ -46,7 +45,8 @@ class Learner:
         self.settings, self.pool_settings, self.seed = settings, pool, seed
         self.student = student.to(self.device).train()
         self.optimiser = torch.optim.Adam(self.student.parameters(), lr=settings.learning_rate, fused=True)
-        self.pool = Pool(pool.capacity, student.config.observation, student.config.actions, self.device)
+        self.columns = columns(student, settings)
+        self.pool = Pool(pool.capacity, student.config.observation, self.columns, self.device)
         self.steps = 0
         self.newest: tuple[Tensor, Tensor] | None = None
 
@@ -64,7 +64,7 @@ class Learner:
         hard = self.pool_settings.hard_share(progress)
         for batch in batches or (None,):
             if batch is not None:
-                if fault := fault_of(batch, self.student.config.observation, self.student.config.actions):
+                if fault := fault_of(batch, self.student.config.observation, self.columns):
                     refused.append((batch.info, fault))
                     continue
                 self.newest = self._to_device(batch)
@@ -75,17 +75,20 @@ class Learner:
         return LearnerReport(self.steps, loss, len(self.pool), seconds, tuple(refused)), self.weights()
 
     def _to_device(self, batch: SyntheticBatch) -> tuple[Tensor, Tensor]:
-        observations, logits = torch.tensor(batch.observations), torch.tensor(batch.teacher_logits)
-        return observations.to(self.device), logits.to(self.device)
+        observations, answers = torch.tensor(batch.observations), torch.tensor(batch.teacher_answers)
+        return observations.to(self.device), answers.to(self.device)
 
     def _step(self, hard: float) -> Tensor:
         random = rng(self.device, self.seed, LEARNER_KEY, self.steps)
         replayed = round(self.settings.batch_size * self.pool_settings.replay)
         slots = self.pool.draw(replayed, hard, random)
-        observations, logits = self.pool.observations[slots], self.pool.logits[slots]
+        observations, answers = self.pool.observations[slots], self.pool.answers[slots]
         if replayed < self.settings.batch_size:
-            observations, logits = self._with_newest(observations, logits, self.settings.batch_size - replayed, random)
-        loss = student_loss(policy_logits(self.student(observations), 1.0), logits, self.settings)
+            observations, answers = self._with_newest(
+                observations, answers, self.settings.batch_size - replayed, random
+            )
+        own = answer(self.student, observations, self.settings)
+        loss = answer_loss(own, answers, self.student.config.actions, self.settings)
         self.optimiser.zero_grad()
         torch.autograd.backward(loss.mean())
         self.optimiser.step()
@@ -94,12 +97,12 @@ class Learner:
         return loss.detach().mean()
 
     def _with_newest(
-        self, observations: Tensor, logits: Tensor, count: int, random: torch.Generator
+        self, observations: Tensor, answers: Tensor, count: int, random: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         assert self.newest is not None
-        fresh, fresh_logits = self.newest
+        fresh, fresh_answers = self.newest
         chosen = torch.randperm(len(fresh), generator=random, device=self.device)[:count]
-        return torch.cat([observations, fresh[chosen]]), torch.cat([logits, fresh_logits[chosen]])
+        return torch.cat([observations, fresh[chosen]]), torch.cat([answers, fresh_answers[chosen]])
 
     def weights(self) -> StudentWeights:
         """The student as generators need it."""

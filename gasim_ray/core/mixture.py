@@ -12,11 +12,13 @@ from torch import Tensor
 from gasim_ray.core.geometry import Geometry, Undecided
 from gasim_ray.core.model import Model
 from gasim_ray.core.nature import Nature
+from gasim_ray.core.objectives import divergence
 from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.pictures import Contours, Fields, Leaves, Shapes
 from gasim_ray.core.prior import Gaussian, Knowledge, Prior, Uniform
 from gasim_ray.core.prune import with_layer_inputs
 from gasim_ray.core.scenes import Scenes, SceneSettings
+from gasim_ray.core.worlds import Rally, Worlds, WorldSettings
 from gasim_ray.errors import UserError
 
 #: Name -> prior: one line each.
@@ -31,6 +33,8 @@ PRIORS: dict[str, type[Prior]] = {
     "leaves": Leaves,
     "nature": Nature,
     "scenes": Scenes,
+    "worlds": Worlds,
+    "rally": Rally,
 }
 
 
@@ -43,11 +47,16 @@ def most_knowledge(names: Sequence[str]) -> Knowledge:
 class Mixture(Prior):
     """Equal shares of several priors; raises UserError for a name that is not registered.
 
-    `scenes` is what the prior of that name is made of, if it is one of them.
+    `scenes` and `worlds` are what the priors of these names are made of, if they are among them.
     """
 
     def __init__(
-        self, names: Sequence[str], teacher: Model, device: torch.device | str, scenes: SceneSettings | None = None
+        self,
+        names: Sequence[str],
+        teacher: Model,
+        device: torch.device | str,
+        scenes: SceneSettings | None = None,
+        worlds: WorldSettings | None = None,
     ) -> None:
         super().__init__(teacher, device)
         for name in names:
@@ -56,6 +65,8 @@ class Mixture(Prior):
         made: dict[str, Callable[[Model, torch.device | str], Prior]] = {
             **PRIORS,
             "scenes": partial(Scenes, settings=scenes),
+            "worlds": partial(Worlds, settings=worlds),
+            "rally": partial(Rally, settings=worlds),
         }
         self.priors = [made[name](teacher, device) for name in names]
         self.knowledge = most_knowledge(names)
@@ -95,3 +106,28 @@ class Chosen(Prior):
         excitement = torch.cat([read[min(1, len(read) - 1)].flatten(1).norm(dim=1, keepdim=True) for _, read in parts])
         relative: Tensor = policy_logits(outputs, 1.0) / (excitement + 0.1 * excitement.median()).clamp_min(1e-6)
         return relative
+
+
+class Disputed(Prior):
+    """Of another prior's observations those on which teacher and student differ most, by Jensen-Shannon divergence.
+
+    It is bounded (ln 2), so that an observation counts for the disagreement and not for how sure of it both are. The
+    student is the one that it holds at the time, whose weights its owner keeps up to date.
+    """
+
+    def __init__(self, prior: Prior, teacher: Model, student: Model, candidates: int) -> None:
+        super().__init__(teacher, prior.device)
+        self.prior, self.candidates = prior, candidates
+        self.models = (teacher, student)
+        self.knowledge = prior.knowledge
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Prior."""
+        drawn = self.prior.sample(count * self.candidates, generator)
+        parts = torch.split(drawn, 1024)
+        teacher, student = (
+            torch.cat([policy_logits(model(part), model.config.output_scale) for part in parts])
+            for model in self.models
+        )
+        return drawn[divergence(teacher, student, "js", 1.0).topk(count).indices]

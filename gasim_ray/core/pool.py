@@ -11,24 +11,24 @@ from gasim_ray.core.observation import ObservationSpec
 
 
 class Pool:
-    """A ring of observations with the teacher's policy logits and the student's last loss on each.
+    """A ring of observations with the teacher's answers and the student's last loss on each.
 
     Observations are kept in the spec's dtype on the learner's device. When the pool is full the oldest are replaced:
     what early generators found has been replayed most by then.
     """
 
-    def __init__(self, capacity: int, spec: ObservationSpec, actions: int, device: torch.device) -> None:
+    def __init__(self, capacity: int, spec: ObservationSpec, columns: int, device: torch.device) -> None:
         self.capacity = capacity
         self.observations = torch.zeros((capacity, *spec.shape), dtype=spec.torch_dtype, device=device)
-        self.logits = torch.zeros((capacity, actions), device=device)
+        self.answers = torch.zeros((capacity, columns), device=device)
         self.losses = torch.zeros(capacity, device=device)
         self.added = 0
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
 
-    def add(self, observations: Tensor, logits: Tensor) -> None:
-        """Store (N, *shape) and (N, actions); of more than the capacity only the last are kept.
+    def add(self, observations: Tensor, answers: Tensor) -> None:
+        """Store (N, *shape) and (N, columns); of more than the capacity only the last are kept.
 
         A new observation counts as hardest until the student has seen it.
         """
@@ -36,7 +36,7 @@ class Pool:
         self.added += len(observations) - kept
         slots = (torch.arange(kept, device=self.losses.device) + self.added) % self.capacity
         self.observations[slots] = observations[-kept:].to(self.observations)
-        self.logits[slots] = logits[-kept:].to(self.logits)
+        self.answers[slots] = answers[-kept:].to(self.answers)
         self.losses[slots] = torch.inf
         self.added += kept
 
@@ -58,7 +58,7 @@ class Pool:
         filled = len(self)
         return {
             "observations": self.observations[:filled].clone(),
-            "logits": self.logits[:filled].clone(),
+            "answers": self.answers[:filled].clone(),
             "losses": self.losses[:filled].clone(),
             "added": torch.tensor(self.added),
         }
@@ -71,6 +71,6 @@ class Pool:
         kept = torch.arange(filled) if unwrapped or filled == self.capacity else (torch.arange(filled) + added) % filled
         kept = kept[-self.capacity :]
         self.observations[: len(kept)] = state["observations"][kept].to(self.observations)
-        self.logits[: len(kept)] = state["logits"][kept].to(self.logits)
+        self.answers[: len(kept)] = state["answers"][kept].to(self.answers)
         self.losses[: len(kept)] = state["losses"][kept].to(self.losses)
         self.added = added if filled == self.capacity else len(kept)

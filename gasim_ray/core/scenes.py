@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gasim_ray.core.model import Model
+from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.prior import Knowledge, Prior
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
@@ -58,6 +59,22 @@ class SceneSettings:
         check_range(self, {**dict.fromkeys(numbers, 0.0), "smallest": 0.1, "largest": self.smallest}, at_most)
 
 
+def check_frames(spec: ObservationSpec) -> None:
+    """Raise UserError if a teacher of these observations sees no successive frames."""
+    if not spec.is_image:
+        raise UserError("generator.prior: scenes are pictures; a vector teacher takes 'geometry' or 'uniform'")
+    if spec.stack < 2:
+        raise UserError("generator.prior: scenes are successive frames; a teacher of single pictures takes 'leaves'")
+
+
+def drawn(tones: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Frames (N, frames, colours, height, width) in which each thing adds its tone to what it covers.
+
+    tones: (N, colours, things); rows: (N, frames, things, height), 1 where a thing covers the row; columns likewise.
+    """
+    return (tones[:, None, :, :, None] * rows.unsqueeze(2)).transpose(3, 4) @ columns.unsqueeze(2)
+
+
 class Scenes(Prior):
     """Things in motion over a ground of random level; raises UserError for a teacher that sees no stacked frames."""
 
@@ -65,12 +82,7 @@ class Scenes(Prior):
 
     def __init__(self, teacher: Model, device: torch.device | str, settings: SceneSettings | None = None) -> None:
         super().__init__(teacher, device)
-        if not self.spec.is_image:
-            raise UserError("generator.prior: scenes are pictures; a vector teacher takes 'geometry' or 'uniform'")
-        if self.spec.stack < 2:
-            raise UserError(
-                "generator.prior: scenes are successive frames; a teacher of single pictures takes 'leaves'"
-            )
+        check_frames(self.spec)
         self.settings = settings or SceneSettings()
         self.frames = torch.arange(self.spec.stack, device=self.device).reshape(1, -1, 1)
         channels, *sides = self.spec.network_shape
@@ -94,11 +106,11 @@ class Scenes(Prior):
         tones, columns, rows = self._things(count, generator)
         tones = tones * (high - low)
         tones[..., 0] += low
-        drawn = (tones[:, None, :, :, None] * columns.unsqueeze(2)).transpose(3, 4) @ rows.unsqueeze(2)
+        stacks = drawn(tones, columns, rows)
         noisy = (self._uniform((count,), generator) < self.settings.noise).nonzero()[:, 0]
         strength = (high - low) * self._uniform((len(noisy), 1, 1, 1, 1), generator, 0.0, 0.25)
-        drawn[noisy] += strength * (self._uniform((len(noisy), *drawn.shape[1:]), generator) - 0.5)
-        return drawn.clamp_(low, high)
+        stacks[noisy] += strength * (self._uniform((len(noisy), *stacks.shape[1:]), generator) - 0.5)
+        return stacks.clamp_(low, high)
 
     def _things(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Tones (N, colours, things), and which rows (N, frames, things, height) and columns each thing covers.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from gasim_ray.core.objectives import Divergence
 from gasim_ray.errors import UserError
@@ -61,10 +61,17 @@ class StudentSettings:
     logits_alone: bool = False
     """Leave the KL divergence out, so that only the difference of logits counts."""
 
+    value_weight: float = 0.0
+    """Weight of the squared error of the state's value, which the student then answers too; 0 leaves it out."""
+
+    features_weight: float = 0.0
+    """Weight of the squared error of what the last layer reads, as a share of its mean square; 0 leaves it out."""
+
     def __post_init__(self) -> None:
         check_range(
             self,
-            {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0, "cpus": 0},
+            {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0, "cpus": 0}
+            | {"value_weight": 0, "features_weight": 0},
         )
         if self.node_label and not re.fullmatch(r"[\w./-]+=[\w.-]+", self.node_label):
             raise UserError(f"student.node_label: {self.node_label!r} is no label; give it as key=value")
@@ -87,6 +94,10 @@ class GeneratorSettings:
     candidates: int = 0
     """Samples of the prior for each that is used: those are, which the teacher answers most decidedly, as many for
     each action; 0 takes them as they come."""
+
+    disputed: int = 0
+    """Observations that a direct generator draws for each that it starts from: those are, on which teacher and student
+    differ most; 0 takes them as they come."""
 
     contrast: float = 0.0
     """Most by which the contrast of the prior's images is raised, each by its own share of it: 2 multiplies the
@@ -171,6 +182,7 @@ class GeneratorSettings:
             "cpus",
             "gpus",
             "candidates",
+            "disputed",
             "contrast",
             "width",
             "timeout",
@@ -178,6 +190,10 @@ class GeneratorSettings:
         check_range(self, dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0), {"meta": 1.0})
         if self.kind == "direct" and not self.prior:
             raise UserError("generator.prior: empty; a direct generator starts from at least one distribution")
+        if self.kind == "network" and self.disputed:
+            raise UserError(
+                "generator.disputed: a network chooses by its objective (objective.adversarial); set it to 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -242,6 +258,26 @@ TERMS = (
     "total_variation",
     "contrastive",
 )
+
+
+class Synthesis(Protocol):
+    """What a generator worker takes of a configuration."""
+
+    @property
+    def student(self) -> StudentSettings:
+        """What the student learns of an answer."""
+
+    @property
+    def generator(self) -> GeneratorSettings:
+        """The generators."""
+
+    @property
+    def objective(self) -> ObjectiveSettings:
+        """What they minimise."""
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
 
 
 @dataclass(frozen=True)

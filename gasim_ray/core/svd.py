@@ -34,7 +34,7 @@ def svd_obstacle(teacher: Model, student: Model) -> str | None:
             return f"rank {first[0]} is more than {base}.weight has; give at most {min(second[0], first[1])}"
         wanted[f"{base}.weight"], wanted[f"{base}.bias"] = [second[0], first[1]], wanted.pop(f"{base}.1.bias")
     given = {name: list(tensor.shape) for name, tensor in teacher.network.state_dict().items()}
-    if teacher.config.value:
+    if teacher.config.value and not student.config.value:
         for name in list(given)[-2:]:
             given[name][0] -= 1  # the state's value, which the student leaves out
     different = [name for name in {**given, **wanted} if given.get(name) != wanted.get(name)]

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gasim_ray.core.answers import answer
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
 from gasim_ray.core.contrast import Contrast
 from gasim_ray.core.distill import generator_loss, views
 from gasim_ray.core.generator import DirectGenerator, Generator, NetworkGenerator
+from gasim_ray.core.mixture import Disputed
 from gasim_ray.core.model import Model, check_finite
-from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.prior import Prior
 from gasim_ray.core.seeds import rng
-from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings
+from gasim_ray.core.settings import Synthesis
 
 
 @dataclass
@@ -42,18 +43,18 @@ class Synthesizer:
         teacher: Model,
         student: Model,
         prior: Prior | None,
-        generator: GeneratorSettings,
-        objective: ObjectiveSettings,
+        given: Synthesis,
         actor: int,
-        seed: int,
         device: str,
     ) -> None:
         self.device = torch.device(device)
         self.teacher, self.student = teacher.to(self.device).frozen(), student.to(self.device).frozen()
-        self.settings, self.objective, self.actor, self.seed = generator, objective, actor, seed
+        self.settings, self.objective, self.learnt = given.generator, given.objective, given.student
+        self.actor, self.seed = actor, given.seed
         self.spec = teacher.config.observation
-        self.slots = [Slot(self._make_generator(prior)) for _ in range(generator.per_actor)]
-        self.contrast = Contrast(self.teacher, generator, objective) if objective.contrastive else None
+        self.slots = [Slot(self._make_generator(prior)) for _ in range(self.settings.per_actor)]
+        contrastive = self.objective.contrastive
+        self.contrast = Contrast(self.teacher, self.settings, self.objective) if contrastive else None
         #: Steps behind the student that it has; none was handed to it yet.
         self.student_step = -1
 
@@ -61,6 +62,8 @@ class Synthesizer:
         if self.settings.kind == "network":
             return NetworkGenerator(prior, self.settings, self.spec, self.device)
         assert prior is not None
+        if self.settings.disputed:
+            prior = Disputed(prior, self.teacher, self.student, self.settings.disputed)
         return DirectGenerator(prior, self.settings, rng(self.device, 0))
 
     def synthesize(self, order: int, weights: StudentWeights) -> tuple[BatchInfo, SyntheticBatch]:
@@ -88,7 +91,7 @@ class Synthesizer:
             self.contrast.remember(emitted)
         observations = views(emitted, self.settings, self.spec, random)
         labelling = time.perf_counter()
-        logits, agreement = self._label(observations)
+        answers, agreement = self._label(observations)
         ended = time.perf_counter()
         info = BatchInfo(
             generator=self.actor * len(self.slots) + index,
@@ -101,7 +104,7 @@ class Synthesizer:
             seconds=ended - started,
             teacher_seconds=ended - labelling,
         )
-        return info, SyntheticBatch(observations.cpu().numpy(), logits.cpu().numpy(), info)
+        return info, SyntheticBatch(observations.cpu().numpy(), answers.cpu().numpy(), info)
 
     def _take(self, weights: StudentWeights) -> None:
         if weights.step != self.student_step:
@@ -128,10 +131,10 @@ class Synthesizer:
 
     @torch.no_grad()
     def _label(self, observations: Tensor) -> tuple[Tensor, float]:
-        outputs = check_finite(self.teacher(observations), "teacher")
-        guess = self.student(observations)
-        agreement = float((outputs.argmax(-1) == guess.argmax(-1)).float().mean())
-        return policy_logits(outputs, self.teacher.config.output_scale), agreement
+        answers = check_finite(answer(self.teacher, observations, self.learnt), "teacher")
+        chosen = answers[:, : self.teacher.config.actions].argmax(-1)
+        agreement = float((chosen == self.student(observations).argmax(-1)).float().mean())
+        return answers, agreement
 
     def state_dict(self) -> dict[str, Any]:
         """The generators with their clocks and what they remember, for a run that must go on bit for bit."""

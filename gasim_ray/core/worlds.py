@@ -1,0 +1,296 @@
+"""Worlds: stacks of frames from small scenes that go on for a while under the teacher's own policy, as a game does.
+
+A world holds a few boxes with a role each: some stay, some drift and turn round or begin anew at the end of their
+range, some chase what drifts, and one is driven by the action that the teacher chooses on the frames so far. What
+drifts bounces off what is driven or chases. Which actions drive where is drawn with the world, so nothing of a game is
+known (generic); `Rally` is the one world that is made by hand, after Pong (domain), to see what knowing the game would
+be worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Tensor
+
+from gasim_ray.core.model import Model
+from gasim_ray.core.outputs import log_policy
+from gasim_ray.core.prior import Knowledge, Prior
+from gasim_ray.core.scenes import check_frames, drawn
+from gasim_ray.core.settings import check_range
+from gasim_ray.errors import UserError
+
+STILL, DRIFTING, DRIVEN, CHASING = range(4)
+#: Share of decisions that are random instead of the teacher's.
+RANDOM_ACTIONS = 0.05
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """What worlds are made of. Sizes are in pixels of an 84 pixels wide picture, tones in shares of the bounds."""
+
+    section = "worlds"
+
+    moving: int = 4
+    """Most things that move: one that is driven, one that chases, the others drift; each of these is there with two
+    thirds of the chances."""
+
+    static: int = 4
+    """Most things that stay, each with one half of the chances."""
+
+    smallest: float = 1.0
+    """Shortest side of a thing; sides are log-uniform, height and width each for itself."""
+
+    largest: float = 16.0
+    """Longest side of what moves; what stays is up to as wide as the picture."""
+
+    speed: float = 5.0
+    """Most that a thing moves between two frames, along each axis."""
+
+    contrast: float = 1.0
+    """Most that a thing's tone differs from the ground."""
+
+    kept: int = 16
+    """Observations taken of each world."""
+
+    every: int = 2
+    """Decisions from one of these to the next."""
+
+    def __post_init__(self) -> None:
+        numbers = ("static", "speed", "contrast")
+        least = {**dict.fromkeys(numbers, 0.0), "moving": 2, "kept": 1, "every": 1, "smallest": 0.1}
+        check_range(self, {**least, "largest": self.smallest}, {"moving": 100, "static": 100, "contrast": 1.0})
+
+
+@dataclass(frozen=True)
+class World:
+    """Several worlds (N) of as many things each (T); axis 0 is down, 1 to the right; lengths are in pixels."""
+
+    #: (N, colours): tone of the ground, in shares of the bounds.
+    ground: Tensor
+    #: (N, colours, T): what a thing adds to it; 0 if it is not there.
+    tone: Tensor
+    #: (N, T) int64: STILL, DRIFTING, DRIVEN or CHASING.
+    role: Tensor
+    #: (N, T, 2): sides.
+    size: Tensor
+    #: (N, T, 2): least and greatest place of its first row and column.
+    low: Tensor
+    high: Tensor
+    #: (N, T, 2): most that it moves in one frame; 0 along an axis on which it does not move.
+    speed: Tensor
+    #: (N, T, 2) bool: whether a thing that drifts turns round at the end of its range, instead of beginning anew.
+    turns: Tensor
+    #: (N, actions) of -1 to 1: where an action drives the thing that is driven.
+    steering: Tensor
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where things are and how they move, (N, T, 2) each."""
+
+    place: Tensor
+    velocity: Tensor
+
+
+def uniform(rng: torch.Generator, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform numbers (*shape,) on the generator's device."""
+    return low + (high - low) * torch.rand(shape, generator=rng, device=rng.device)
+
+
+def begin(world: World, rng: torch.Generator) -> Motion:
+    """Everything somewhere in its range; what drifts does so at up to its speed, either way."""
+    shape = tuple(world.size.shape)
+    place = world.low + (world.high - world.low) * uniform(rng, shape)
+    velocity = world.speed * uniform(rng, shape, -1.0, 1.0)
+    return Motion(place, velocity * (world.role == DRIFTING).unsqueeze(-1))
+
+
+def advance(world: World, motion: Motion, actions: Tensor, rng: torch.Generator) -> Motion:
+    """One frame later, after actions (N,) int64."""
+    place, velocity = motion.place, motion.velocity
+    drifts, driven, chases = ((world.role == role).unsqueeze(-1) for role in (DRIFTING, DRIVEN, CHASING))
+    wanted = world.steering.gather(1, actions.unsqueeze(1)).unsqueeze(-1) * world.speed
+    hunted = chased(world, place)
+    towards = torch.minimum(torch.maximum(hunted, -world.speed), world.speed)
+    velocity = torch.where(drifts, velocity, driven * wanted + chases * towards)
+    velocity = torch.where(drifts, bounced(world, place, velocity), velocity)
+    place = place + velocity
+    out = (place < world.low) | (place > world.high)
+    velocity = torch.where(drifts & out & world.turns, -velocity, velocity)
+    place = torch.minimum(torch.maximum(place, world.low), world.high)
+    gone = (drifts & out & ~world.turns).any(-1, keepdim=True)
+    fresh = begin(world, rng)
+    return Motion(torch.where(gone, fresh.place, place), torch.where(gone, fresh.velocity, velocity))
+
+
+def chased(world: World, place: Tensor) -> Tensor:
+    """From the middle of each thing to that of the first that drifts, (N, T, 2); 0 where nothing does."""
+    middle = place + world.size / 2
+    drifts = (world.role == DRIFTING) & (world.tone != 0).any(1)
+    first = drifts.float().argmax(1).reshape(-1, 1, 1).expand(-1, 1, 2)
+    return (middle.gather(1, first) - middle) * drifts.any(1).reshape(-1, 1, 1)
+
+
+def bounced(world: World, place: Tensor, velocity: Tensor) -> Tensor:
+    """Velocities (N, T, 2) after things have met one that is driven or chases, if they touch within this frame.
+
+    Along the axis on which that one cannot move they turn away from it; along the other they take on where they hit.
+    """
+    middle = place + world.size / 2
+    paddle = ((world.role == DRIVEN) | (world.role == CHASING)) & (world.tone != 0).any(1)
+    between = (middle + velocity).unsqueeze(2) - middle.unsqueeze(1)
+    reach = (world.size.unsqueeze(2) + world.size.unsqueeze(1)) / 2
+    touches = (between.abs() < reach).all(-1) & paddle.unsqueeze(1)
+    hit = touches.any(2, keepdim=True)
+    other = touches.float().argmax(2, keepdim=True)
+    away = (middle.unsqueeze(2) - middle.unsqueeze(1)).gather(2, other.unsqueeze(-1).expand(-1, -1, 1, 2)).squeeze(2)
+    where = (between / reach).gather(2, other.unsqueeze(-1).expand(-1, -1, 1, 2)).squeeze(2)
+    fixed = (world.speed == 0).gather(1, other.expand(-1, -1, 2))
+    turned = torch.where(fixed, torch.where(away < 0, -1.0, 1.0) * velocity.abs(), world.speed * where)
+    return torch.where(hit, turned, velocity)
+
+
+class Worlds(Prior):
+    """Stacks from worlds in which the teacher plays; raises UserError for a teacher that sees no stacked frames."""
+
+    knowledge: Knowledge = "generic"
+
+    def __init__(self, teacher: Model, device: torch.device | str, settings: WorldSettings | None = None) -> None:
+        super().__init__(teacher, device)
+        check_frames(self.spec)
+        self.teacher, self.settings = teacher.to(self.device), settings or WorldSettings()
+        channels, *self.sides = self.spec.network_shape
+        self.colours = channels // self.spec.stack
+        #: Pixels for one pixel of an 84 pixels wide picture, for each axis.
+        self.scale = torch.tensor(self.sides, device=self.device) / 84
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """See Prior; in the spec's dtype already."""
+        kept, every = self.settings.kept, self.settings.every
+        worlds = self.draw(-(-count // kept), generator)
+        taken = []
+        for step, stacks in enumerate(self.played(worlds, kept * every, generator)):
+            if step % every == every - 1:
+                taken.append(stacks)
+        return torch.cat(taken)[:count]
+
+    @torch.no_grad()
+    def played(self, world: World, steps: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """What the teacher sees at each of its decisions: (N, *spec.shape)."""
+        motion = begin(world, rng)
+        none = torch.zeros(len(world.ground), dtype=torch.int64, device=self.device)
+        frames: list[Tensor] = []
+        while True:
+            frames = [*frames[-self.spec.stack + 1 :], self.frame(world, motion.place)]
+            if len(frames) < self.spec.stack:
+                motion = advance(world, motion, none, rng)
+                continue
+            stacks = torch.cat(frames, 1)
+            stacks = stacks.permute(0, 2, 3, 1).contiguous() if self.spec.layout == "HWC" else stacks
+            yield stacks
+            steps -= 1
+            if not steps:
+                return
+            motion = advance(world, motion, self.decide(stacks, rng), rng)
+
+    def decide(self, stacks: Tensor, rng: torch.Generator) -> Tensor:
+        """Actions (N,) int64 drawn from the teacher's policy, now and then at random."""
+        policy = log_policy(self.teacher(stacks), self.teacher.config.output_scale).exp()
+        policy = (1 - RANDOM_ACTIONS) * policy + RANDOM_ACTIONS / policy.shape[1]
+        return torch.multinomial(policy, 1, generator=rng).squeeze(1)
+
+    def frame(self, world: World, place: Tensor) -> Tensor:
+        """One frame (N, colours, height, width) in the spec's dtype."""
+        low, high = (float(bound.mean()) for bound in (self.low, self.high))
+        covered = []
+        for axis, side in enumerate(self.sides):
+            line = torch.arange(side, device=self.device, dtype=torch.float32)
+            first = place[..., axis].floor().unsqueeze(-1)
+            covers = (line >= first) & (line < first + world.size[..., axis].unsqueeze(-1))
+            ground = torch.ones((len(place), 1, side), device=self.device)
+            covered.append(torch.cat([ground, covers.float()], 1).unsqueeze(1))
+        tones = torch.cat([low + (high - low) * world.ground.unsqueeze(2), (high - low) * world.tone], 2)
+        return drawn(tones, *covered).squeeze(1).clamp_(low, high).to(self.spec.torch_dtype)
+
+    def draw(self, count: int, rng: torch.Generator) -> World:
+        """So many worlds, drawn anew."""
+        given = self.settings
+        things = given.moving + given.static
+        shape = (count, things)
+        still = torch.arange(things, device=self.device) >= given.moving
+        room = torch.tensor(self.sides, device=self.device, dtype=torch.float32)
+        longest = torch.where(still, 84.0, given.largest).unsqueeze(-1)
+        size = (log(given.smallest) + uniform(rng, (*shape, 2)) * (longest / given.smallest).log()).exp()
+        size = torch.minimum((size * self.scale).round().clamp_min(1), room)
+        role = torch.full(shape, DRIFTING, device=self.device)
+        role[:, 0], role[:, 1], role[:, still] = DRIVEN, CHASING, STILL
+        # Each thing has a range of its own: most of the picture, or along an axis on which it does not move, one place.
+        free = (role == DRIFTING).unsqueeze(-1) | (uniform(rng, (*shape, 2)) < 0.5)
+        free &= ~still.unsqueeze(-1)
+        ends = uniform(rng, (*shape, 2, 2)) * torch.tensor([0.3, -0.3], device=self.device)
+        ends = (ends + torch.tensor([0.0, 1.0], device=self.device)) * (room - size).unsqueeze(-1)
+        fixed = uniform(rng, (*shape, 2)) * (room - size)
+        low, high = (torch.where(free, ends[..., end], fixed) for end in (0, 1))
+        speed = uniform(rng, (*shape, 2), 0.1, 1.0) * given.speed * self.scale * free
+        there = torch.where(still, 0.5, 2 / 3)
+        there[0] = 1.0
+        tone = uniform(rng, (count, self.colours, things), -given.contrast, given.contrast)
+        return World(
+            ground=uniform(rng, (count, self.colours)),
+            tone=tone * (uniform(rng, (count, 1, things)) < there),
+            role=role,
+            size=size,
+            low=low,
+            high=high,
+            speed=speed,
+            turns=uniform(rng, (*shape, 2)) < 2 / 3,
+            steering=torch.randint(-1, 2, (count, self.teacher.config.actions), generator=rng, device=self.device)
+            * 1.0,
+        )
+
+
+#: role; height, width; first row and column, least and greatest; most rows and columns a frame; tone above the ground.
+RALLY = (
+    (DRIVEN, (6.0, 2.0), (13.0, 73.0), (71.0, 73.0), (5.0, 0.0), 0.24),
+    (CHASING, (6.0, 2.0), (13.0, 8.0), (71.0, 8.0), (2.5, 0.0), 0.24),
+    (DRIFTING, (2.0, 1.0), (13.0, 0.0), (75.0, 83.0), (4.0, 4.0), 0.58),
+    (STILL, (4.0, 84.0), (9.5, 0.0), (9.5, 0.0), (0.0, 0.0), 0.58),
+    (STILL, (6.0, 84.0), (77.5, 0.0), (77.5, 0.0), (0.0, 0.0), 0.58),
+)
+#: What Pong's six actions do to the paddle: nothing, nothing, up, down, up, down.
+RALLY_STEERING = (0.0, 0.0, -1.0, 1.0, -1.0, 1.0)
+
+
+class Rally(Worlds):
+    """Pong as one remembers it: two paddles, a ball between two walls, made by hand as a reference (domain).
+
+    Raises UserError for a teacher of other than six actions.
+    """
+
+    knowledge: Knowledge = "domain"
+
+    def draw(self, count: int, rng: torch.Generator) -> World:
+        """See Worlds; all alike but for tones, which vary by a few hundredths."""
+        actions = self.teacher.config.actions
+        if actions != len(RALLY_STEERING):
+            raise UserError(f"generator.prior: rally has the six actions of Pong, the teacher {actions}; take 'worlds'")
+        role, size, low, high, speed, tone = (
+            torch.tensor(column, device=self.device).expand(count, *torch.tensor(column).shape)
+            for column in zip(*RALLY, strict=True)
+        )
+        tones = tone.unsqueeze(1) + uniform(rng, (count, self.colours, len(RALLY)), -0.04, 0.04)
+        return World(
+            ground=0.34 + uniform(rng, (count, self.colours), -0.04, 0.04),
+            tone=tones,
+            role=role,
+            size=(size * self.scale).round(),
+            low=low * self.scale,
+            high=high * self.scale,
+            speed=speed * self.scale,
+            turns=torch.tensor([True, False], device=self.device).expand(count, len(RALLY), 2),
+            steering=torch.tensor(RALLY_STEERING, device=self.device).expand(count, -1),
+        )
