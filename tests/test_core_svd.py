@@ -10,12 +10,13 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from gasim_ray.actors.workers import make_learner
 from gasim_ray.config import build_config
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.model import Model, ModelConfig, save_model
-from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.outputs import log_policy, policy_logits
 from gasim_ray.core.settings import StudentSettings
 from gasim_ray.core.svd import factor, low_rank, low_rank_layers, svd_obstacle
 from gasim_ray.errors import UserError
@@ -71,6 +72,27 @@ def test_what_is_not_the_teacher_at_a_lower_rank(tmp_path: Any, changed: dict[st
     tree = tiny.tree(tmp_path, student={"architecture": {**NETWORK, **changed}, "init": "svd"})
     with pytest.raises(UserError, match=f"student.init: 'svd' does not fit, .*{message}"):
         make_learner(whole, build_config(tree), "cpu", None)
+
+
+def test_where_it_matters_less_is_lost_on_what_is_read_and_nothing_at_full_rank() -> None:
+    whole, observations = teacher(True), narrow_observations(600)
+    whole.network.head[-1].weight.data[:, 3:] *= 0.01  # type: ignore[index, union-attr]
+    fresh, losses = narrow_observations(300, seed=1), []
+    expected = log_policy(whole(fresh), 1.0)
+    for rank, seen in ((2, None), (2, observations), (12, observations)):
+        low = student(whole, rank=rank)
+        factor(whole, low, seen)
+        answered = log_policy(low(fresh), 1.0).detach()
+        losses.append(float((expected.exp() * (expected - answered)).sum(1).mean()))
+    assert losses[1] < 0.3 * losses[0]
+    assert losses[2] < 1e-6
+
+
+def narrow_observations(count: int, seed: int = 0) -> Tensor:
+    """Pictures that are sums of three patterns."""
+    patterns = torch.rand((3, 28 * 28), generator=torch.Generator().manual_seed(7)) * 80
+    shares = torch.rand((count, 3), generator=torch.Generator().manual_seed(seed))
+    return (shares @ patterns).reshape(count, 1, 28, 28).to(torch.uint8)
 
 
 def test_a_learner_starts_from_it(tmp_path: Any) -> None:

@@ -41,6 +41,8 @@ def cut_obstacle(teacher: Model, student: Model) -> str | None:
 OBSTACLES = {"prune": cut_obstacle, "svd": svd_obstacle}
 #: Invented observations on which it is measured what the teacher's units answer.
 PRUNING_SAMPLES = 2048
+#: The same for dense layers of low rank, whose inputs are many.
+FACTORING_SAMPLES = 8192
 #: The same for the fit of a wide residual student, for which the generators' steps are taken.
 FITTING_SAMPLES = 1024
 
@@ -124,12 +126,15 @@ def make_student(teacher: Model, config: DistillConfig, prior: Prior | None) -> 
 
 def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig) -> None:
     """Cut the teacher down to the student where that fits; what matters of it is measured on invented observations."""
+
+    def invented(count: int) -> Tensor:
+        source = prior or Uniform(teacher, "cpu")
+        return source.sample(count, rng(source.device, config.seed, LEARNER_KEY)).cpu()
+
     if svd_obstacle(teacher, student) is None:
-        factor(teacher.cpu(), student)
+        factor(teacher.cpu(), student, None if config.student.init == "svd" else invented(FACTORING_SAMPLES))
     elif prune_obstacle(teacher, student) is None:
-        prior = prior or Uniform(teacher, "cpu")
-        observations = prior.sample(PRUNING_SAMPLES, rng(prior.device, config.seed, LEARNER_KEY)).cpu()
-        cut_down(teacher.cpu(), student, observations)
+        cut_down(teacher.cpu(), student, invented(PRUNING_SAMPLES))
     elif slim_obstacle(teacher, student) is None:
         slim(teacher.cpu(), student, first_batches(student, teacher, prior, config, FITTING_SAMPLES))
 

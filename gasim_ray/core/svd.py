@@ -1,15 +1,25 @@
-"""A student that starts as the teacher with low-rank dense layers: from weights alone, without any observation.
+"""A student that starts as the teacher with low-rank dense layers.
 
 A dense layer W is replaced by two, of which the product is W's best approximation of that rank (Eckart & Young 1936;
-for networks Denton et al. 2014). All other layers are the teacher's own.
+for networks Denton et al. 2014): from weights alone, or where it matters on invented observations. All other layers are
+the teacher's own.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gasim_ray.core.model import Model
+from gasim_ray.core.outputs import log_policy
+
+#: Observations whose answers are looked at together.
+CHUNK = 1024
+#: Share of the mean variance that counts for directions which no observation shows.
+RIDGE = 1e-3
 
 
 def low_rank_layers(student: Model) -> list[str]:
@@ -44,23 +54,29 @@ def svd_obstacle(teacher: Model, student: Model) -> str | None:
     return f"{name} is {given.get(name, 'absent')} in the teacher, {wanted.get(name, 'absent')} in the student"
 
 
-@torch.no_grad()
-def factor(teacher: Model, student: Model) -> None:
+def factor(teacher: Model, student: Model, observations: Tensor | None = None) -> None:
     """Fill the student with the teacher's layers, of lower rank where it has two for one; nothing stands in the way.
 
-    The student answers with policy logits, whatever the teacher's outputs are.
+    With observations (N, *spec.shape) a layer is approximated where they lead and where the policy depends on it.
+    The student answers with policy logits, whatever the teacher's outputs are. Both are on the CPU.
     """
     filled, given = student.network.state_dict(), dict(teacher.network.state_dict())
     for base in low_rank_layers(student):
-        first, second = filled[f"{base}.0.weight"], filled[f"{base}.1.weight"]
-        left, right = low_rank(given.pop(f"{base}.weight"), len(first))
-        first.copy_(right)
-        second.copy_(left)
-        filled[f"{base}.1.bias"].copy_(given.pop(f"{base}.bias"))
+        first, second, shift = (filled[f"{base}.{name}"] for name in ("0.weight", "1.weight", "1.bias"))
+        weight, bias = given.pop(f"{base}.weight"), given.pop(f"{base}.bias")
+        if observations is None:
+            left, right = low_rank(weight, len(first))
+        else:
+            seen = use_of(teacher, base, observations)
+            left, right = low_rank_in_use(weight, len(first), seen)
+            bias = bias + (weight - left @ right) @ seen.mean
+        for tensor, value in ((first, right), (second, left), (shift, bias)):
+            tensor.copy_(value)
     for name, tensor in given.items():
         filled[name].copy_(tensor[: len(filled[name])] if tensor.dim() else tensor)
-    for parameter in list(student.network.parameters())[-2:]:
-        parameter.div_(teacher.config.output_scale)
+    with torch.no_grad():
+        for parameter in list(student.network.parameters())[-2:]:
+            parameter.div_(teacher.config.output_scale)
 
 
 def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -68,3 +84,60 @@ def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
     half = s[:rank].sqrt()
     return (u[:, :rank] * half).float(), (half.unsqueeze(1) * v[:rank]).float()
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a dense layer reads, and how much the policy depends on what it answers."""
+
+    #: (inputs,): mean of what is read.
+    mean: Tensor
+    #: (inputs, inputs): its covariance.
+    covariance: Tensor
+    #: (outputs, outputs): Fisher's information of the policy about what is answered.
+    information: Tensor
+
+
+def use_of(teacher: Model, layer: str, observations: Tensor) -> Use:
+    """How a teacher uses the dense layer of that name on observations (N, *spec.shape)."""
+    read: list[Tensor] = []
+    answered: list[Tensor] = []
+
+    def keep(_: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        read.append(inputs[0])
+        answered.append(output.detach().requires_grad_())
+        return answered[-1]
+
+    hook = teacher.network.get_submodule(layer).register_forward_hook(keep)
+    try:
+        information = sum(
+            (informed(teacher, part, answered) for part in torch.split(observations, CHUNK)), torch.zeros(())
+        )
+    finally:
+        hook.remove()
+    inputs = torch.cat(read)
+    return Use(inputs.mean(0), inputs.T.cov(correction=0), information / len(observations))
+
+
+def informed(teacher: Model, observations: Tensor, answered: list[Tensor]) -> Tensor:
+    """Sum over observations of Fisher's information of the policy about what the layer last answered."""
+    policy = log_policy(teacher(observations), teacher.config.output_scale)
+    found = torch.zeros(())
+    for action in policy.unbind(1):
+        (gradient,) = torch.autograd.grad(action.sum(), answered[-1], retain_graph=True)
+        found = found + (action.detach().exp().unsqueeze(1) * gradient).T @ gradient
+    return found
+
+
+def low_rank_in_use(weight: Tensor, rank: int, use: Use) -> tuple[Tensor, Tensor]:
+    """As `low_rank`, nearest in the policy's answers, to second order, as if they did not depend on what is read."""
+    (out, out_inverse), (into, into_inverse) = roots(use.information), roots(use.covariance)
+    left, right = low_rank(out @ weight.double() @ into, rank)
+    return (out_inverse @ left.double()).float(), (right.double() @ into_inverse).float()
+
+
+def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric root of a positive semidefinite matrix, a little of the identity added, and its inverse; float64."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    values = (values.clamp_min(0) + RIDGE * values.mean().clamp_min(1e-12)).sqrt()
+    return (vectors * values) @ vectors.T, (vectors / values) @ vectors.T
