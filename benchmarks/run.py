@@ -20,6 +20,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from rich.console import Console
 
@@ -39,7 +41,7 @@ from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError, exit_code
-from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
+from gasim_ray.evaluation.agreement import agreement, answers, kl_nats, policy_kl, same_action
 from gasim_ray.evaluation.controls import untrained
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.modes import modes_of_run
@@ -170,13 +172,30 @@ def measure_method(cell: Cell) -> dict[str, Any]:
 
 
 def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
-    """What the student scored when: [seconds, score] of each snapshot; nothing where none were kept."""
+    """What the student had learnt when; nothing where no snapshots were kept.
+
+    A classifier's `curve` is [seconds, score] of each snapshot. A policy, of which a score takes many episodes, has a
+    `growth` of [seconds, synthetic observations, agreement, KL in nats] on the teacher's real states.
+    """
     task, snapshots = task_of_teacher(cell.config.teacher, cell.episodes), folder.read_snapshots()
+    if snapshots and task.metric == "return":
+        return {"growth": growth(cell, folder, snapshots)}
     points = [
         [seconds, task.measure({TEACHER: s.to(cell.config.device)})[0][TEACHER].interval.mean]
         for seconds, s in snapshots.items()
     ]
     return {"curve": points} if points else {}
+
+
+def growth(cell: Cell, folder: RunFolder, snapshots: dict[float, Model]) -> list[list[float]]:
+    """See `curve`."""
+    rows = pd.read_csv(folder.path / "metrics.csv")
+    teacher, (_, states) = load_teacher(cell.config.teacher), teacher_reference(cell.config.teacher, cell.episodes)
+    found = []
+    for seconds, student in snapshots.items():
+        made = np.interp(seconds, [0, *rows["seconds"]], [0, *rows["observations"]])
+        found.append([seconds, float(made), agreement(teacher, student, states), policy_kl(teacher, student, states)])
+    return found
 
 
 def measure_real(cell: Cell, teacher: Model) -> dict[str, Any]:

@@ -123,20 +123,28 @@ def test_a_task_may_have_methods_of_its_own_and_a_variant_other_settings(suite: 
     assert (config.method, config.seed, config.pool.capacity, config.pool.hard) == ("gasim", 3, 777, 0.125)
 
 
-def test_a_cell_that_keeps_snapshots_records_a_curve(suite: dict[str, Any]) -> None:
+def test_a_cell_that_keeps_snapshots_records_what_was_learnt_when(suite: dict[str, Any]) -> None:
     suite["config"] |= {"snapshot_seconds": 0.3, "budget": {"seconds": 1.0}}
     declare(suite)
     line = run.record(load_suite("small")[0])
-    points = line["curve"]
+    points = line["growth"]
     assert len(points) >= 2
-    assert [seconds for seconds, _ in points] == sorted(seconds for seconds, _ in points)
-    assert all(0 < seconds < line["wall_seconds"] and score >= 8 for seconds, score in points)
+    assert [seconds for seconds, *_ in points] == sorted(seconds for seconds, *_ in points)
+    assert all(0 < seconds < line["wall_seconds"] for seconds, *_ in points)
+    assert all(0 <= made <= line["synthetic_observations"] for _, made, _, _ in points)
+    assert all(0 <= same <= 1 and kl >= 0 for *_, same, kl in points)
 
 
 def test_a_cell_without_a_teacher_is_pending_until_the_runner_has_trained_it(
     suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_cluster: None
 ) -> None:
-    task = {"mnist-sample": {"teacher": "teachers/mnist-sample", "student": {"architecture": {"name": "lenet5"}}}}
+    task = {
+        "mnist-sample": {
+            "teacher": "teachers/mnist-sample",
+            "student": {"architecture": {"name": "lenet5"}},
+            "snapshot_seconds": 0.01,
+        }
+    }
     declare({**suite, "tasks": task, "methods": {"noise": [0], "labels": [0]}})
     assert started(monkeypatch, run, "small", "--budget-minutes", "0") == 0
     assert "pending: mnist-sample-noise-0, mnist-sample-labels-0" in capsys.readouterr().out
@@ -145,6 +153,7 @@ def test_a_cell_without_a_teacher_is_pending_until_the_runner_has_trained_it(
     assert started(monkeypatch, run, "small") == 0
     noise, labels = current_results("small").values()
     assert noise["teacher_score"] > 0.7
+    assert all(0 < seconds < noise["wall_seconds"] and 0 <= score <= 1 for seconds, score in noise["curve"])
     assert (labels["method"], labels["knowledge"], labels["environment_steps"]) == ("labels", "data", 1500)
     assert labels["student_score"] > max(0.7, noise["student_score"])
     assert [path.name for path in Path("teachers").iterdir()] == ["mnist-sample"]
