@@ -272,9 +272,10 @@ def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it
     assert rows["random_actions"].agreement == pytest.approx(1 / 6)
     assert rows["student"].kl >= 0
     printed = StringIO()
-    Console(file=printed, width=120).print(evaluation_table([measured]))
-    assert "random_actions" in printed.getvalue()
-    assert "norm." in printed.getvalue()
+    Console(file=printed, width=80).print(evaluation_table([measured]))
+    assert "random act." in printed.getvalue()
+    assert "sticky" in printed.getvalue()
+    assert "…" not in printed.getvalue()
     check_video(tmp_path / "a.gif", [tmp_path / "run"], [task])
     monkeypatch.setattr(video, "MOST_STEPS", 20)
     save_video(tmp_path / "films" / "a.gif", [tmp_path / "run"], task)

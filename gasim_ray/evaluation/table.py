@@ -14,9 +14,10 @@ from gasim_ray.evaluation.tasks import Metric
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
-    """Rows of one run or of several, each run under its own heading line; fits 80 columns, but for games.
+    """Rows of one run or of several, each run under its own heading line; fits 80 columns.
 
-    Accuracies are given in percent and latencies in milliseconds; intervals hold 95 %.
+    Accuracies are given in percent and latencies in milliseconds; intervals hold 95 %. Of games, whose models are large,
+    the latency of a batch is left to the JSON and sizes are in thousands.
     """
     metrics = sorted({e.metric for e in evaluations})
     classifiers = "accuracy" in metrics
@@ -24,14 +25,11 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     title = ", ".join(sorted({e.task for e in evaluations}))
     table = Table(title=title, caption=_caption(evaluations), box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("model", no_wrap=True)
-    columns = [f"{' or '.join(metrics)} (95 %)", "agree %", "KL", "size", "ms", f"ms/{LATENCY_BATCH}"]
-    for column in columns:
+    columns = [f"{' or '.join(metrics)} (95 %)", "agree %", "KL", "size", "ms"]
+    for column in [*columns, *(["norm.", "sticky"] if games else [f"ms/{LATENCY_BATCH}"])]:
         table.add_column(column, justify="right", no_wrap=True)
     if classifiers:
         table.add_column("worst %", justify="right", overflow="fold")
-    if games:
-        for column in ("norm.", "sticky"):
-            table.add_column(column, justify="right", no_wrap=True)
     for evaluation in evaluations:
         if len(evaluations) > 1:
             table.add_section()
@@ -54,17 +52,18 @@ def _caption(evaluations: Sequence[Evaluation]) -> str:
 
 def _cells(row: Row, metric: Metric, classifiers: bool, games: bool) -> list[str]:
     cells = [
-        row.name.replace("_observations", " obs."),
+        row.name.replace("_observations", " obs.").replace("_actions", " act."),
         _format(row.score.interval, metric),
         f"{100 * row.agreement:.1f}",
         f"{row.kl:.3f}",
-        f"{row.parameters:,}",
+        f"{row.parameters / 1000:.0f}k" if games else f"{row.parameters:,}",
         f"{row.latency_one_ms:.2f}",
-        f"{row.latency_batch_ms:.2f}",
     ]
     if games:
         cells.append("-" if row.normalised is None else f"{row.normalised:.2f}")
         cells.append("-" if row.sticky is None else f"{row.sticky.mean:.1f}")
+    else:
+        cells.append(f"{row.latency_batch_ms:.2f}")
     if classifiers and row.score.worst_class_accuracy is not None:
         cells.append(f"{row.score.worst_class} {100 * row.score.worst_class_accuracy:.1f}")
     return cells
@@ -73,4 +72,5 @@ def _cells(row: Row, metric: Metric, classifiers: bool, games: bool) -> list[str
 def _format(interval: Interval, metric: Metric) -> str:
     if metric == "accuracy":
         return f"{100 * interval.mean:.2f} ({100 * interval.low:.1f}, {100 * interval.high:.1f})"
-    return f"{interval.mean:.1f} ({interval.low:.1f}, {interval.high:.1f})"
+    digits = 0 if abs(interval.mean) >= 1000 else 1
+    return f"{interval.mean:.{digits}f} ({interval.low:.{digits}f}, {interval.high:.{digits}f})"
