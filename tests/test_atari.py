@@ -40,6 +40,7 @@ from gasim_ray.evaluation.intervals import mean_interval
 from gasim_ray.evaluation.table import evaluation_table
 from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask, Score, Task
 from gasim_ray.evaluation.video import check_video, save_video
+from gasim_ray.teachers import ImportOptions, import_teacher
 from gasim_ray.training import recipes, rllib
 from gasim_ray.training.actor_critic import initialise
 from gasim_ray.training.array_ppo import advantages
@@ -139,6 +140,9 @@ def test_a_training_on_games_leaves_a_teacher_and_goes_on(tmp_path: Path) -> Non
     assert (teacher.config.observation.skip, teacher.config.observation.std) == (4, (255.0,))
     logits, values = teacher.with_value(torch.zeros((3, 4, 84, 84), dtype=torch.uint8))
     assert (logits.shape, values.shape) == ((3, 6), (3,))
+    module = tmp_path / "pong" / "checkpoint" / "algorithm"
+    with pytest.raises(UserError, match="is not one of RLlib's own; a teacher that `gasim teacher train` has made"):
+        import_teacher(str(module), tmp_path / "imported", ImportOptions(trust=True))
     with pytest.raises(UserError, match=r"^width: 0\.5, but the checkpoint"):
         train_policy(replace(settings, width=0.5), tmp_path / "pong", reports.append, resume=True)
     again = train_policy(replace(settings, max_steps=4_096), tmp_path / "pong", reports.append, resume=True)

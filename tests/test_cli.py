@@ -235,7 +235,8 @@ def test_an_evaluation_that_cannot_be_is_refused(refused: Refused, run: Path, tm
     refused(["evaluate", run, "--dataset", "mnist", "--data", tmp_path / "empty"], "empty")
     refused(["evaluate", run, "--dataset", "mnits"], "dataset", "mnits", "mnist")
     refused(["evaluate", run, "--dataset", "mnist-sample"], "dataset", "[1, 28, 28]", "reads [4]")
-    refused(["evaluate", run, "--episodes", "1"], "episodes", "1 is too few", "2 or more")
+    for episodes in (0, 1):
+        refused(["evaluate", run, "--episodes", episodes], "episodes", f"{episodes} is too few", "2 or more")
     truncate(run / "student")
     refused(["compare", run, run], "student", "model.safetensors", "truncated")
     assert (run / "summary.json").read_text() == "{}"
@@ -253,6 +254,7 @@ def test_a_teacher_that_cannot_be_had_is_refused(refused: Refused, tmp_path: Pat
     refused(
         ["teacher", "train", "--env", "CartPol-v1", "--algo", "dqn", "--out", out], "env", "CartPol-v1", "CartPole-v1"
     )
+    refused(["teacher", "train", "--env", "ALE/Pomg-v5", "--algo", "ppo", "--out", out], "ALE/Pomg-v5", "ALE/Pong-v5")
     refused(["teacher", "train", "--dataset", "mnist", "--data", tmp_path / "empty", "--out", out], "empty")
     refused(["teacher", "train", "--env", "CartPole-v1", "--algo", "ppoo", "--out", out], "algo", "ppoo")
     refused(["teacher"], "teacher", "gasim teacher train")

@@ -78,6 +78,12 @@ def test_student_that_reads_something_else_is_refused():
         agreement(model(0), other, np.zeros((1, 3), np.float32))
 
 
+def test_student_whose_frames_are_stacked_otherwise_is_refused():
+    other = model(0, replace(CONFIG, observation=replace(SPEC, stack=3)))
+    with pytest.raises(UserError, match=r"student\.observation: stack 3 where the teacher reads stack 1"):
+        agreement(model(0), other, np.zeros((1, 3), np.float32))
+
+
 def test_student_with_other_actions_is_refused():
     with pytest.raises(UserError, match=r"student.actions: 3 where the teacher has 4"):
         policy_kl(model(0), model(0, replace(CONFIG, actions=3)), np.zeros((1, 3), np.float32))

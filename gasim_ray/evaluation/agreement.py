@@ -17,12 +17,15 @@ BATCH = 512
 
 
 def check_same_task(teacher: ModelConfig, student: ModelConfig) -> None:
-    """Raise UserError unless both read the same observations and choose among as many actions."""
-    if teacher.observation.shape != student.observation.shape:
-        raise UserError(
-            f"student.observation: {list(student.observation.shape)} where the teacher reads "
-            f"{list(teacher.observation.shape)}; evaluate the student with the teacher it was distilled from"
-        )
+    """Raise UserError unless both read the same observations, normalisers aside, and choose among as many actions."""
+    for name in ("shape", "dtype", "layout", "stack", "skip"):
+        own, given = (getattr(model.observation, name) for model in (student, teacher))
+        if own != given:
+            own, given = (list(v) if isinstance(v, tuple) else f"{name} {v}" for v in (own, given))
+            raise UserError(
+                f"student.observation: {own} where the teacher reads {given}; evaluate the student with the teacher it "
+                "was distilled from"
+            )
     if teacher.actions != student.actions:
         raise UserError(
             f"student.actions: {student.actions} where the teacher has {teacher.actions}; "

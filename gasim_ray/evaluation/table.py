@@ -16,7 +16,7 @@ from gasim_ray.evaluation.tasks import Metric
 def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
     """Rows of one run or of several, each run under its own heading line; fits 80 columns.
 
-    Accuracies are given in percent and latencies in milliseconds; intervals hold 95 %. Of games, whose models are large,
+    Accuracies are given in percent, latencies in milliseconds; intervals hold 95 %. Of games, whose models are large,
     the latency of a batch is left to the JSON and sizes are in thousands.
     """
     metrics = sorted({e.metric for e in evaluations})
