@@ -284,7 +284,7 @@ def test_disputed_observations_are_those_on_which_the_student_at_hand_differs() 
     same = StudentWeights(2, {name: tensor.numpy() for name, tensor in teacher.network.state_dict().items()})
     _, batch = disputed.synthesize(1, same)
     assert batch.observations.shape == (64, 4)
-    with pytest.raises(UserError, match=r"generator\.disputed: a network chooses by its objective"):
+    with pytest.raises(UserError, match=r"generator\.disputed: only a direct generator has candidates, not network"):
         GeneratorSettings(kind="network", disputed=2)
 
 

@@ -101,7 +101,7 @@ def check_objective(teacher: Model, generator: GeneratorSettings, settings: Obje
         raise UserError("objective.total_variation: the teacher reads vectors, not images; set it to 0")
     if settings.contrastive and not teacher.config.observation.is_image:
         raise UserError("objective.contrastive: the teacher reads vectors, which have no shifted views; set it to 0")
-    if generator.steps and not settings.any():
+    if generator.steps and generator.kind != "evolved" and not settings.any():
         raise UserError(
             f"generator.steps: {generator.steps} steps have nothing to improve, since every term of the objective "
             "is 0; give one of them a weight, or 0 steps"

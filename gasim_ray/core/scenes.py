@@ -75,6 +75,24 @@ def drawn(tones: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return (tones[:, None, :, :, None] * rows.unsqueeze(2)).transpose(3, 4) @ columns.unsqueeze(2)
 
 
+@dataclass(frozen=True)
+class Things:
+    """What scenes (N) are made of: a ground and things (T); axis 0 is down, 1 to the right; lengths are in pixels."""
+
+    #: (N, colours): tone of the ground, in shares of the bounds.
+    ground: Tensor
+    #: (N, colours, T): what a thing adds to it; 0 if it is not there.
+    tone: Tensor
+    #: (N, T, 2): sides.
+    size: Tensor
+    #: (N, T, 2): where its first row and column are at first, on the way there and back.
+    way: Tensor
+    #: (N, T, 2): how far it moves from frame to frame.
+    speed: Tensor
+    #: For each axis (N, 1, things that stay, side): 0 for rows and columns that are struck out; empty for none.
+    kept: tuple[Tensor, ...]
+
+
 class Scenes(Prior):
     """Things in motion over a ground of random level; raises UserError for a teacher that sees no stacked frames."""
 
@@ -97,52 +115,73 @@ class Scenes(Prior):
         chunk = CHUNK if self.device.type == "cpu" else count
         for start in range(0, count, chunk):
             part = stacks[start : start + chunk]
-            part.copy_(self._drawn(len(part), generator).reshape(part.shape))
+            pictured = self._noisy(self.pictured(self.things(len(part), generator)), generator)
+            part.copy_(pictured.reshape(part.shape))
         return stacks.permute(0, 2, 3, 1).contiguous() if self.spec.layout == "HWC" else stacks
 
-    def _drawn(self, count: int, generator: torch.Generator) -> Tensor:
-        """Stacks (N, frames, colours, height, width) float32 within the bounds."""
+    def pictured(self, things: Things, softness: float = 0.0) -> Tensor:
+        """Stacks (N, frames, colours, height, width) float32, of which tones may add up to beyond the bounds.
+
+        Without softness each pixel is wholly covered or not.
+        """
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
-        tones, columns, rows = self._things(count, generator)
-        tones = tones * (high - low)
-        tones[..., 0] += low
-        stacks = drawn(tones, columns, rows)
-        noisy = (self._uniform((count,), generator) < self.settings.noise).nonzero()[:, 0]
+        tones = (high - low) * torch.cat([things.ground.unsqueeze(2) + low / (high - low), things.tone], 2)
+        covered = [self._covered(things, axis, softness) for axis in (0, 1)]
+        return drawn(tones, *covered)
+
+    def _covered(self, things: Things, axis: int, softness: float) -> Tensor:
+        """How far each thing covers each row, for axis 0, or column: (N, frames, things, side), the ground first."""
+        line, size = self.sides[axis], things.size[..., axis].unsqueeze(1)
+        room = (len(line) - size).clamp_min(1e-3)
+        way = things.way[..., axis].unsqueeze(1) + things.speed[..., axis].unsqueeze(1) * self.frames
+        # A thing that turns round at the border: there and back, over and over.
+        first = room - (way % (2 * room) - room).abs()
+        if softness:
+            ends = (line - first.unsqueeze(-1), (first + size).unsqueeze(-1) - 1 - line)
+            covers = torch.sigmoid((ends[0] + 0.5) / softness) * torch.sigmoid((ends[1] + 0.5) / softness)
+        else:
+            whole, sizes = first.floor().unsqueeze(-1), size.unsqueeze(-1)
+            covers = ((line >= whole) & (line < whole + sizes)).float()
+        if len(things.kept[axis]):
+            covers[:, :, self.settings.sprites :] *= things.kept[axis]
+        ground = torch.ones((len(size), len(self.frames[0]), 1, len(line)), device=self.device)
+        return torch.cat([ground, covers], 2)
+
+    def _noisy(self, stacks: Tensor, generator: torch.Generator) -> Tensor:
+        """Some of the stacks, in place, with noise on every pixel."""
+        low, high = (float(bound.mean()) for bound in (self.low, self.high))
+        noisy = (self._uniform((len(stacks),), generator) < self.settings.noise).nonzero()[:, 0]
         strength = (high - low) * self._uniform((len(noisy), 1, 1, 1, 1), generator, 0.0, 0.25)
         stacks[noisy] += strength * (self._uniform((len(noisy), *stacks.shape[1:]), generator) - 0.5)
         return stacks.clamp_(low, high)
 
-    def _things(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Tones (N, colours, things), and which rows (N, frames, things, height) and columns each thing covers.
-
-        The first thing is the ground, which covers all.
-        """
+    def things(self, count: int, generator: torch.Generator) -> Things:
+        """What so many scenes are made of."""
         given = self.settings
-        shape = (count, given.sprites + given.static)
-        moving = torch.arange(shape[1], device=self.device) < given.sprites
-        struck = self._uniform((count, given.static), generator) < given.text
-        covered = []
-        for axis in self.sides:
-            scale = len(axis) / 84
-            size = self._uniform(shape, generator, log(given.smallest), log(given.largest)).exp() * scale
-            size = size.round().clamp(1, len(axis))
-            room = (len(axis) - size).clamp_min(1e-3)
-            speed = self._uniform(shape, generator, -given.speed, given.speed) * scale * moving
-            speed = speed * (self._uniform(shape, generator) < 2 / 3)
-            way = (self._uniform(shape, generator) * 2 * room).unsqueeze(1) + speed.unsqueeze(1) * self.frames
-            room = room.unsqueeze(1)
-            # A thing that turns round at the border: there and back, over and over.
-            first = (room - (way % (2 * room) - room).abs()).floor().unsqueeze(-1)
-            covers = (axis >= first) & (axis < first + size.reshape(count, 1, -1, 1))
-            if given.text:
-                kept = self._uniform((count, given.static, len(axis)), generator) < 0.5
-                covers[:, :, given.sprites :] &= (kept | ~struck.unsqueeze(-1)).unsqueeze(1)
-            ground = torch.ones((count, len(self.frames[0]), 1, len(axis)), device=self.device)
-            covered.append(torch.cat([ground, covers.float()], 2))
-        level = self._uniform((count, self.colours, 1), generator)
+        shape = (count, given.sprites + given.static, 2)
+        sides = torch.tensor([len(side) for side in self.sides], device=self.device, dtype=torch.float32)
+        scale = sides / 84
+        moving = (torch.arange(shape[1], device=self.device) < given.sprites).unsqueeze(1)
+        size = self._uniform(shape, generator, log(given.smallest), log(given.largest)).exp() * scale
+        size = torch.minimum(size.round().clamp_min(1), sides)
+        speed = self._uniform(shape, generator, -given.speed, given.speed) * scale * moving
+        speed = speed * (self._uniform(shape, generator) < 2 / 3)
         there = self._uniform((count, 1, shape[1]), generator) < 0.5
         tone = self._uniform((count, self.colours, shape[1]), generator, -given.contrast, given.contrast)
-        return torch.cat([level, tone * there], 2), covered[0], covered[1]
+        struck = (self._uniform((count, 1, given.static, 1), generator) < given.text) & bool(given.text)
+        kept = [
+            ((self._uniform((count, 1, given.static, len(side)), generator) < 0.5) | ~struck).float()
+            for side in self.sides
+            if given.text and given.static
+        ]
+        return Things(
+            ground=self._uniform((count, self.colours), generator),
+            tone=tone * there,
+            size=size,
+            way=self._uniform(shape, generator) * 2 * (sides - size),
+            speed=speed,
+            kept=tuple(kept) or (torch.empty(0), torch.empty(0)),
+        )
 
     def _uniform(
         self, shape: tuple[int, ...], generator: torch.Generator, low: float = 0.0, high: float = 1.0

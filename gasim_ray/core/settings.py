@@ -80,14 +80,19 @@ class StudentSettings:
             raise UserError("student.logits_weight: 0 with student.logits_alone leaves no loss; give it a weight")
 
 
+#: Kind of generator -> the one prior that it is made of.
+MADE_OF = {"rendered": "scenes", "evolved": "worlds"}
+
+
 @dataclass(frozen=True)
 class GeneratorSettings:
     """The generators: what they are, where they start, when they are re-initialised."""
 
     section = "generator"
 
-    kind: Literal["network", "direct"] = "direct"
-    """`network` maps a latent vector to an observation; `direct` moves the observations themselves."""
+    kind: Literal["network", "direct", "rendered", "evolved"] = "direct"
+    """`network` maps a latent vector to an observation; `direct` moves the observations themselves; `rendered` moves
+    what scenes are made of; `evolved` lets worlds live on which the teacher speaks for, a generation a step."""
 
     prior: tuple[str, ...] = ("uniform",)
     """Distributions that observations start from, in equal shares; a network may have none."""
@@ -191,10 +196,14 @@ class GeneratorSettings:
         check_range(self, dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0), {"meta": 1.0})
         if self.kind == "direct" and not self.prior:
             raise UserError("generator.prior: empty; a direct generator starts from at least one distribution")
-        if self.kind == "network" and self.disputed:
-            raise UserError(
-                "generator.disputed: a network chooses by its objective (objective.adversarial); set it to 0"
-            )
+        if self.kind != "direct" and self.disputed:
+            raise UserError(f"generator.disputed: only a direct generator has candidates, not {self.kind}; set it to 0")
+        wanted = MADE_OF.get(self.kind)
+        for name in ("candidates", "contrast"):
+            if wanted and getattr(self, name):
+                raise UserError(f"generator.{name}: does not go with a generator of kind {self.kind}; set it to 0")
+        if wanted and tuple(self.prior) != (wanted,):
+            raise UserError(f"generator.prior: {list(self.prior)}; a generator of kind {self.kind} takes [{wanted}]")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,20 @@ from gasim_ray.core.answers import answer
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
 from gasim_ray.core.contrast import Contrast
 from gasim_ray.core.distill import generator_loss, views
+from gasim_ray.core.evolved import EvolvedGenerator
 from gasim_ray.core.generator import DirectGenerator, Generator, NetworkGenerator
-from gasim_ray.core.mixture import Disputed
+from gasim_ray.core.mixture import Disputed, Mixture
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.prior import Prior
+from gasim_ray.core.rendered import RenderedGenerator
 from gasim_ray.core.seeds import rng
-from gasim_ray.core.settings import Synthesis
+from gasim_ray.core.settings import GeneratorSettings, Synthesis
+
+#: Kind -> generators that are made of the one prior in core.settings.MADE_OF.
+OF_ONE_PRIOR: dict[str, Callable[[Any, GeneratorSettings], Generator]] = {
+    "rendered": RenderedGenerator,
+    "evolved": EvolvedGenerator,
+}
 
 
 @dataclass
@@ -62,6 +71,8 @@ class Synthesizer:
         if self.settings.kind == "network":
             return NetworkGenerator(prior, self.settings, self.spec, self.device)
         assert prior is not None
+        if isinstance(prior, Mixture) and self.settings.kind in OF_ONE_PRIOR:
+            return OF_ONE_PRIOR[self.settings.kind](prior.priors[0], self.settings)
         if self.settings.disputed:
             prior = Disputed(prior, self.teacher, self.student, self.settings.disputed)
         return DirectGenerator(prior, self.settings, rng(self.device, 0))
@@ -113,7 +124,7 @@ class Synthesizer:
             self.student_step = weights.step
 
     def _is_due(self, slot: Slot, index: int) -> bool:
-        if slot.generation < 0 or self.settings.kind == "direct":
+        if slot.generation < 0 or self.settings.kind in ("direct", "rendered"):
             return True
         every, patience = self.settings.reset_every, self.settings.stagnation
         # The first life of generator i is cut short, so that the worker's generators never restart together.

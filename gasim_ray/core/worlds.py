@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from math import log
 
 import torch
@@ -59,8 +60,11 @@ class WorldSettings:
     every: int = 2
     """Decisions from one of these to the next."""
 
+    value_bound: float = 1.0
+    """Values beyond this speak against a world that is evolved; 1 suits a game of which one point is at stake."""
+
     def __post_init__(self) -> None:
-        numbers = ("static", "speed", "contrast")
+        numbers = ("static", "speed", "contrast", "value_bound")
         least = {**dict.fromkeys(numbers, 0.0), "moving": 2, "kept": 1, "every": 1, "smallest": 0.1}
         check_range(self, {**least, "largest": self.smallest}, {"moving": 100, "static": 100, "contrast": 1.0})
 
@@ -170,13 +174,12 @@ class Worlds(Prior):
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior; in the spec's dtype already."""
+        return self.stacks(self.draw(-(-count // self.settings.kept), generator), generator)[:count]
+
+    def stacks(self, worlds: World, generator: torch.Generator) -> Tensor:
+        """What the teacher sees in each of the worlds, (N * settings.kept, *spec.shape)."""
         kept, every = self.settings.kept, self.settings.every
-        worlds = self.draw(-(-count // kept), generator)
-        taken = []
-        for step, stacks in enumerate(self.played(worlds, kept * every, generator)):
-            if step % every == every - 1:
-                taken.append(stacks)
-        return torch.cat(taken)[:count]
+        return torch.cat(list(islice(self.played(worlds, kept * every, generator), every - 1, None, every)))
 
     @torch.no_grad()
     def played(self, world: World, steps: int, rng: torch.Generator) -> Iterator[Tensor]:

@@ -1,0 +1,157 @@
+"""Worlds that are found instead of made: those live on which the teacher's own answers speak for.
+
+A world in which the teacher plays as it was trained to looks so to the teacher: its policy depends on what happens
+(mutual information of state and action), most of its units are on at some time and off at another, and its values are
+within what rewards allow and foretell each other (Bellman's equation along the roll-out). Nothing here reads a frame
+of a game. Worlds are scored on fresh roll-outs in each generation, so that luck does not live on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gasim_ray.core.distill import last_dense
+from gasim_ray.core.generator import Objective
+from gasim_ray.core.model import Model
+from gasim_ray.core.outputs import log_policy
+from gasim_ray.core.settings import GeneratorSettings
+from gasim_ray.core.worlds import World, Worlds
+
+#: Decisions of a roll-out by which a world is scored.
+SCORED = 24
+#: Share of a child's things that are drawn anew, and of those that are taken from its other parent.
+FRESH, CROSSED = 0.15, 0.25
+#: What the terms of the score weigh: units that are on and off, information, values out of bounds, Bellman's error.
+COVERAGE, INFORMATION, EXCESS, BELLMAN = 3.0, 1.0, 1.0, 0.5
+#: Discount of the returns that values foretell.
+DISCOUNT = 0.99
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a teacher answers along roll-outs of several worlds (N) over some decisions (T)."""
+
+    #: (N, T, actions): log-probabilities.
+    policy: Tensor
+    #: (N, T, units): what its last layer reads.
+    features: Tensor
+    #: (N, T): values of the states; None if it has none.
+    values: Tensor | None
+
+
+def score(seen: Seen, bound: float) -> Tensor:
+    """How much a teacher's answers speak for each world, (N,); values beyond `bound` speak against it."""
+    policy = seen.policy.exp()
+    mean = policy.mean(1)
+    information = (policy * seen.policy).sum(2).mean(1) - (mean * mean.clamp_min(1e-8).log()).sum(1)
+    on = (seen.features > 0).float().mean(1)
+    total = COVERAGE * ((on > 0) & (on < 1)).float().mean(1) + INFORMATION * information
+    if seen.values is None:
+        return total
+    excess = (seen.values.abs() - bound).clamp_min(0).mean(1)
+    surprise = seen.values[:, :-1] - DISCOUNT * seen.values[:, 1:]
+    # The reward is not seen: it is the one of -1, 0 and 1 that fits best.
+    bellman = (surprise - surprise.round().clamp(-1, 1)).square().mean(1)
+    return total - EXCESS * excess - BELLMAN * bellman
+
+
+@torch.no_grad()
+def watch(teacher: Model, prior: Worlds, worlds: World, steps: int, rng: torch.Generator) -> Seen:
+    """Let the teacher play in each world for some decisions."""
+    read: list[Tensor] = []
+    policies, values = [], []
+    hook = last_dense(teacher).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    features = []
+    try:
+        for stacks in prior.played(worlds, steps, rng):
+            read.clear()
+            outputs, value = teacher.with_value(stacks) if teacher.config.value else (teacher(stacks), None)
+            features.append(read[0])
+            policies.append(log_policy(outputs, teacher.config.output_scale))
+            values.append(value)
+    finally:
+        hook.remove()
+    kept = [value for value in values if value is not None]
+    return Seen(torch.stack(policies, 1), torch.stack(features, 1), torch.stack(kept, 1) if kept else None)
+
+
+class EvolvedGenerator:
+    """A population of worlds; each step is a generation, of which the better half has children."""
+
+    def __init__(self, prior: Worlds, settings: GeneratorSettings) -> None:
+        self.prior, self.settings = prior, settings
+        self.count = max(2, settings.batch_size // prior.settings.kept)
+        self.worlds: World | None = None
+
+    def start(self, rng: torch.Generator) -> None:
+        """Draw worlds."""
+        self.worlds = self.prior.draw(self.count, rng)
+
+    def improve(self, objective: Objective, rng: torch.Generator) -> float:
+        """Take the settings' generations; returns minus the mean score before the last. The objective is not asked."""
+        assert self.worlds is not None
+        value = 0.0
+        for _ in range(self.settings.steps):
+            seen = watch(self.prior.teacher, self.prior, self.worlds, SCORED, rng)
+            found = score(seen, self.prior.settings.value_bound)
+            parents = chosen(self.worlds, found.topk(self.count - self.count // 2).indices)
+            self.worlds = joined(parents, self.children(parents, self.count // 2, rng))
+            value = -float(found.mean())
+        return value
+
+    def children(self, parents: World, count: int, rng: torch.Generator) -> World:
+        """Worlds of one parent, with some things of another and some that are new."""
+        device = parents.ground.device
+
+        def any_parents() -> World:
+            return chosen(parents, torch.randint(len(parents.ground), (count,), generator=rng, device=device))
+
+        first, second, new = any_parents(), any_parents(), self.prior.draw(count, rng)
+        things = first.role.shape[1]
+        # One more place for the ground and the steering.
+        lot = torch.rand((count, things + 1), generator=rng, device=device)
+        return mixed(mixed(first, second, lot < CROSSED), new, lot > 1 - FRESH)
+
+    def emit(self, rng: torch.Generator) -> Tensor:
+        """A batch of what the teacher sees in the worlds."""
+        assert self.worlds is not None
+        return self.prior.stacks(self.worlds, rng)[: self.settings.batch_size]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The population."""
+        assert self.worlds is not None
+        return {f.name: getattr(self.worlds, f.name) for f in fields(World)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
+        self.worlds = World(**{name: tensor.to(self.prior.device) for name, tensor in state.items()})
+
+
+def chosen(worlds: World, which: Tensor) -> World:
+    """The worlds of these numbers."""
+    return World(**{f.name: getattr(worlds, f.name)[which] for f in fields(World)})
+
+
+def joined(first: World, second: World) -> World:
+    """Both, one after the other."""
+    return World(**{f.name: torch.cat([getattr(first, f.name), getattr(second, f.name)]) for f in fields(World)})
+
+
+def mixed(first: World, second: World, taken: Tensor) -> World:
+    """The first worlds with the things of the second that are `taken` (N, T + 1), the last: ground and steering."""
+    own, rest = taken[:, :-1], taken[:, -1:]
+    found = {}
+    for f in fields(World):
+        a, b = getattr(first, f.name), getattr(second, f.name)
+        if f.name in ("ground", "steering"):
+            mask = rest
+        elif f.name == "tone":
+            mask = own.unsqueeze(1)
+        else:
+            mask = own.reshape(*own.shape, *[1] * (a.dim() - 2))
+        found[f.name] = torch.where(mask, b, a)
+    return World(**found)

@@ -1,0 +1,151 @@
+"""Generators that move what scenes and worlds are made of."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from gasim_ray.config import DistillConfig
+from gasim_ray.core.batch import StudentWeights
+from gasim_ray.core.distill import new_student
+from gasim_ray.core.evolved import EvolvedGenerator, Seen, chosen, mixed, score, watch
+from gasim_ray.core.mixture import Mixture
+from gasim_ray.core.model import Model, ModelConfig
+from gasim_ray.core.rendered import RenderedGenerator
+from gasim_ray.core.scenes import Scenes, SceneSettings
+from gasim_ray.core.seeds import rng
+from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, StudentSettings
+from gasim_ray.core.synthesizer import Synthesizer
+from gasim_ray.core.worlds import World, Worlds, WorldSettings
+from gasim_ray.errors import UserError
+
+FRAMES = replace(tiny.ATARI, layout="CHW", shape=(4, 84, 84))
+
+
+def rendered(scenes: SceneSettings | None = None, **changed: Any) -> RenderedGenerator:
+    settings = GeneratorSettings(**{"kind": "rendered", "prior": ("scenes",), "batch_size": 8, "steps": 5, **changed})
+    generator = RenderedGenerator(Scenes(tiny.model(FRAMES), "cpu", scenes), settings)
+    generator.start(rng("cpu", 0))
+    return generator
+
+
+def test_things_are_moved_to_where_they_are_wanted_and_stay_whole() -> None:
+    one = SceneSettings(sprites=1, static=0, noise=0.0, text=0.0, smallest=6.0, largest=6.0)
+    generator = rendered(one, steps=40, batch_size=32, learning_rate=0.3)
+    ramp = torch.linspace(-1, 1, 84).reshape(1, 1, 84, 1)  # bright things above, dark ones below
+
+    def objective(x: Tensor) -> Tensor:
+        return (ramp * x / 255).mean() * 1000
+
+    before = float(objective(generator.emit(rng("cpu"))))
+    generator.improve(objective, rng("cpu"))
+    stacks = generator.emit(rng("cpu"))
+    assert float(objective(stacks)) < before
+    tones = [len(stack.unique()) for stack in stacks]
+    assert max(tones) <= 2  # a ground and one thing, with hard edges
+
+
+def test_what_is_not_there_stays_away_and_what_stands_still_stands() -> None:
+    generator = rendered()
+    assert generator.things is not None
+    gone, still = (generator.things.tone == 0).any(1), generator.things.speed == 0
+    generator.improve(lambda x: x.square().mean(), rng("cpu"))
+    assert bool((generator.things.tone[:, 0][gone] == 0).all())
+    assert bool((generator.things.speed[still] == 0).all())
+
+
+def evolved(teacher: Model, **changed: Any) -> EvolvedGenerator:
+    settings = GeneratorSettings(**{"kind": "evolved", "prior": ("worlds",), "batch_size": 24, "steps": 1, **changed})
+    generator = EvolvedGenerator(Worlds(teacher, "cpu", WorldSettings(kept=2)), settings)
+    generator.start(rng("cpu", 0))
+    return generator
+
+
+def valued() -> Model:
+    """A policy with a value head."""
+    torch.manual_seed(0)
+    config = ModelConfig(tiny.SMALL_CNN, FRAMES, 3, "logits", value=True)
+    return Model(config).frozen()
+
+
+@pytest.mark.parametrize("teacher", [tiny.model(FRAMES), valued()])
+def test_generations_find_worlds_that_the_teacher_speaks_for(teacher: Model) -> None:
+    generator = evolved(teacher)
+
+    def mean_score() -> float:
+        assert generator.worlds is not None
+        return float(score(watch(teacher, generator.prior, generator.worlds, 24, rng("cpu", 9)), 1.0).mean())
+
+    before = mean_score()
+    for step in range(8):
+        generator.improve(lambda x: x.sum(), rng("cpu", 1, step))
+    assert mean_score() > before
+    assert generator.emit(rng("cpu", 2)).shape == (24, 4, 84, 84)
+
+
+def test_a_restored_population_goes_on_as_the_saved_one() -> None:
+    first, second = evolved(tiny.model(FRAMES)), evolved(tiny.model(FRAMES))
+    first.improve(lambda x: x.sum(), rng("cpu", 1))
+    second.load_state_dict(tiny.through_file(first.state_dict()))
+    assert torch.equal(first.emit(rng("cpu", 2)), second.emit(rng("cpu", 2)))
+
+
+def test_the_score_speaks_for_information_and_units_in_use_and_against_impossible_values() -> None:
+    sure = torch.log_softmax(torch.tensor([[[9.0, 0.0], [0.0, 9.0]], [[9.0, 0.0], [9.0, 0.0]]]), 2)
+    features = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    depends, does_not = score(Seen(sure, features, None), 1.0).tolist()
+    assert depends == pytest.approx(3.0 + 0.69, abs=0.02)
+    assert does_not == pytest.approx(0.0, abs=0.02)
+    values = torch.tensor([[0.99, 1.0], [0.99, 3.0], [0.2, 0.6]])
+    policy, nothing = sure[1:].expand(3, 2, 2), torch.zeros(3, 2, 1)
+    right, far, wrong = score(Seen(policy, nothing, values), 1.0).tolist()
+    assert (right, far) == (pytest.approx(0.0, abs=0.01), pytest.approx(-1.0 - 0.5 * 0.98**2, abs=0.01))
+    assert wrong == pytest.approx(-0.5 * (0.2 - 0.99 * 0.6) ** 2, abs=0.01)
+
+
+def test_children_have_things_of_both() -> None:
+    prior = Worlds(tiny.model(FRAMES), "cpu")
+    a, b = prior.draw(2, rng("cpu", 0)), prior.draw(2, rng("cpu", 1))
+    taken = torch.zeros((2, a.role.shape[1] + 1), dtype=torch.bool)
+    taken[0, 2] = taken[1, -1] = True
+    child = mixed(a, b, taken)
+    assert torch.equal(child.size[0, 2], b.size[0, 2])
+    assert torch.equal(child.tone[0, :, 2], b.tone[0, :, 2])
+    assert torch.equal(child.steering[1], b.steering[1])
+    assert torch.equal(child.size[1], a.size[1])
+    for f in fields(World):
+        assert torch.equal(getattr(chosen(child, torch.tensor([0])), f.name)[0], getattr(child, f.name)[0])
+
+
+@pytest.mark.parametrize("kind", ["rendered", "evolved"])
+@pytest.mark.parametrize("spec", [FRAMES, tiny.ATARI])
+def test_a_worker_emits_labelled_frames(kind: str, spec: Any) -> None:
+    teacher = tiny.model(spec)
+    prior = "scenes" if kind == "rendered" else "worlds"
+    settings = GeneratorSettings(kind=kind, prior=(prior,), steps=1, batch_size=20, reset_every=2)  # type: ignore[arg-type]
+    student = new_student(teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0)
+    given = DistillConfig("", generator=settings, objective=ObjectiveSettings(adversarial=1.0, divergence="js"))
+    worker = Synthesizer(teacher, student, Mixture(settings.prior, teacher, "cpu"), given, 0, "cpu")
+    weights = StudentWeights(0, {name: tensor.numpy() for name, tensor in student.network.state_dict().items()})
+    generations = [worker.synthesize(order, weights)[0].generation for order in range(4)]
+    assert generations == ([0, 1, 2, 3] if kind == "rendered" else [0, 0, 1, 1])
+    _, batch = worker.synthesize(4, weights)
+    assert (batch.observations.shape, batch.observations.dtype) == ((20, *spec.shape), "uint8")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "rendered", "prior": ("uniform",)}, r"generator\.prior: \['uniform'\]; .* rendered takes \[scenes\]"),
+        ({"kind": "evolved", "prior": ("scenes",)}, r"kind evolved takes \[worlds\]"),
+        ({"kind": "evolved", "prior": ("worlds",), "candidates": 2}, r"generator\.candidates: does not go"),
+    ],
+)
+def test_what_does_not_go_together(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GeneratorSettings(**wrong)
