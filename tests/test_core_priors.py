@@ -24,6 +24,7 @@ from gasim_ray.errors import UserError
 PRIORS = [("geometry", "vector"), ("undecided", "vector")]
 PRIORS += [(prior, spec) for prior in ("uniform", "gaussian") for spec in tiny.SPECS]
 PRIORS += [(prior, spec) for prior in ("fields", "contours") for spec in tiny.SPECS if spec != "vector"]
+PRIORS += [("patches", spec) for spec in tiny.SPECS if spec != "vector"]
 PRIORS += [("scenes", "84x84x4")]
 
 
@@ -64,6 +65,24 @@ def test_geometry_lies_where_units_of_the_teacher_switch() -> None:
         return float((first(sample).abs() < 0.3).float().mean())
 
     assert units_near_their_boundary(Geometry(teacher, "cpu")) > 3 * units_near_their_boundary(Uniform(teacher, "cpu"))
+
+
+@pytest.mark.parametrize("spec", [spec for spec in tiny.SPECS if spec != "vector"])
+def test_patches_lie_where_units_of_the_first_convolution_switch(spec: str) -> None:
+    teacher = tiny.model(tiny.SPECS[spec])
+    first = next(m for m in teacher.network.modules() if isinstance(m, torch.nn.Conv2d))
+
+    def units_near_their_boundary(prior: Prior) -> float:
+        answers = first(prior.spec.normalise(prior.sample(200, rng("cpu", 0))))
+        return float((answers.abs() < 1e-2 * answers.abs().mean()).float().mean())
+
+    patches = units_near_their_boundary(Mixture(["patches"], teacher, "cpu"))
+    assert patches > 2 * units_near_their_boundary(Uniform(teacher, "cpu"))
+
+
+def test_a_teacher_without_a_convolution_has_no_patches() -> None:
+    with pytest.raises(UserError, match="first layer is a convolution"):
+        Mixture(["patches"], tiny.model(tiny.VECTOR), "cpu")
 
 
 def test_undecided_lies_where_the_teachers_outputs_differ_less() -> None:

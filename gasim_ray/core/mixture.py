@@ -14,6 +14,7 @@ from gasim_ray.core.model import Model
 from gasim_ray.core.nature import Nature
 from gasim_ray.core.objectives import divergence
 from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.patches import Patches
 from gasim_ray.core.pictures import Contours, Fields, Leaves, Shapes
 from gasim_ray.core.prior import Gaussian, Knowledge, Prior, Uniform
 from gasim_ray.core.prune import with_layer_inputs
@@ -33,6 +34,7 @@ PRIORS: dict[str, type[Prior]] = {
     "leaves": Leaves,
     "nature": Nature,
     "scenes": Scenes,
+    "patches": Patches,
     "worlds": Worlds,
     "rally": Rally,
 }
