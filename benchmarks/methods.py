@@ -4,23 +4,39 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.cells import CONTROLS, current_results, load_suite
+from gasim_ray.core.mixture import PRIORS
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.evaluation.datasets import find_source
 from gasim_ray.methods import METHODS, TeacherFacts, preset
 
 #: Suites whose results a page shows.
-SUITES = ("classic", "images")
+SUITES = ("classic", "images", "cifar-small", "atari")
 
 #: Teachers for which the settings are shown.
 SHOWN = {
     "vectors": TeacherFacts(ObservationSpec((4,), "float32", "vector", (-1.0,), (1.0,)), batch_norm=False),
     "images": TeacherFacts(find_source("mnist").spec(), batch_norm=False),
     "images, teacher with batch normalisation": TeacherFacts(find_source("mnist").spec(), batch_norm=True),
+    "coloured images, teacher with batch normalisation": TeacherFacts(find_source("cifar10").spec(), batch_norm=True),
+    "a game's frames": TeacherFacts(
+        ObservationSpec((4, 84, 84), "uint8", "CHW", (0.0,), (255.0,), stack=4, skip=4), batch_norm=False
+    ),
 }
+
+
+def prior_rows() -> list[str]:
+    """One row a registered prior: its name, its level of knowledge and what its docstring says first."""
+    rows = ["| prior | knowledge | what it is |", "| --- | --- | --- |"]
+    for name, prior in PRIORS.items():
+        about = " ".join((inspect.getdoc(prior) or "").split("\n\n")[0].split())
+        first = re.split(r"(?<=\.) |; raises", about)[0].rstrip(".")
+        rows.append(f"| `{name}` | {prior.knowledge} | {first} |")
+    return rows
 
 
 def method_pages(spread: Callable[[list[dict[str, Any]]], str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import scaling
 from benchmarks.cells import CONTROLS, ROOT, Cell, current_results, load_suite, read_results
-from benchmarks.methods import method_pages
+from benchmarks.methods import method_pages, prior_rows
 from benchmarks.sweep_tables import SUITE, diversity_rows, sweep_rows
 
 FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT / "scaling.md", ROOT.parent / "docs" / "methods.md")
@@ -51,9 +51,11 @@ def update(path: Path, check: bool) -> bool:
 
 
 def table(suite: str) -> str:
-    """A suite's results as Markdown with the command, hardware and dates beneath; for `methods` a page of each."""
+    """A suite's results as Markdown with command, hardware and dates beneath; for `methods` and `priors` what there is."""
     if suite == "methods":
         return "\n" + method_pages(spread) + "\n\n"
+    if suite == "priors":
+        return "\n" + "\n".join(prior_rows()) + "\n\n"
     if suite == "sweeps":
         made_by = provenance("python -m benchmarks.sweeps", read_results(SUITE))
         return "\n".join([*sweep_rows(), "", made_by, "", *diversity_rows()]) + "\n"

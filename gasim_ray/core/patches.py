@@ -26,7 +26,10 @@ ROUNDS = 3
 
 
 class Patches(Prior):
-    """See the module; raises UserError for a teacher whose first layer is no convolution."""
+    """Sums of the first convolution's filters, with units at their boundary.
+
+    Raises UserError for a teacher whose first layer is no convolution.
+    """
 
     def __init__(self, teacher: Model, device: torch.device | str) -> None:
         super().__init__(teacher, device)

@@ -159,7 +159,10 @@ def bounced(world: World, place: Tensor, velocity: Tensor) -> Tensor:
 
 
 class Worlds(Prior):
-    """Stacks from worlds in which the teacher plays; raises UserError for a teacher that sees no stacked frames."""
+    """Frames of small worlds with things that drift, chase and are driven by the teacher's actions.
+
+    Raises UserError for a teacher that sees no stacked frames.
+    """
 
     knowledge: Knowledge = "generic"
 
