@@ -51,7 +51,7 @@ def update(path: Path, check: bool) -> bool:
 
 
 def table(suite: str) -> str:
-    """A suite's results as Markdown with command, hardware and dates beneath; for `methods` and `priors` what there is."""
+    """A suite's results as Markdown, command, hardware and dates beneath; for `methods` and `priors` what there is."""
     if suite == "methods":
         return "\n" + method_pages(spread) + "\n\n"
     if suite == "priors":
