@@ -15,7 +15,7 @@ from gasim_ray import cli
 from gasim_ray.actors.workers import LocalWorkers, make_student
 from gasim_ray.config import build_config
 from gasim_ray.core.answers import answer, answer_loss, columns
-from gasim_ray.core.distill import new_student, student_loss
+from gasim_ray.core.distill import student_loss
 from gasim_ray.core.model import Model, load_config, save_model
 from gasim_ray.core.settings import StudentSettings
 from gasim_ray.errors import UserError
@@ -106,7 +106,3 @@ def test_a_value_is_asked_for_from_a_q_teacher(
     assert cli.main(["distill", str(config_file(tree)), "--local=true"]) == 2
     assert "student.value_weight: the teacher answers with q_values alone" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_a_student_of_another_size_has_no_features_to_compare() -> None:
-    assert columns(new_student(teacher(), StudentSettings(architecture=tiny.SMALL_NETWORK), 0), StudentSettings()) == 3

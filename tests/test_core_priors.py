@@ -80,6 +80,23 @@ def test_patches_lie_where_units_of_the_first_convolution_switch(spec: str) -> N
     assert patches > 2 * units_near_their_boundary(Uniform(teacher, "cpu"))
 
 
+def test_patches_know_what_a_network_puts_around_a_picture() -> None:
+    config = tiny.model(tiny.GREY).config
+    filters = [[4, 8, 4, [1, 2, 2, 1]]]
+    torch.manual_seed(0)
+    teacher = Model(replace(config, architecture={"name": "cnn", "filters": filters, "hidden": [8]})).frozen()
+    read: list[torch.Tensor] = []
+    first = teacher.network.convolutions[0]  # type: ignore[index, union-attr]
+    first.register_forward_hook(lambda _, inputs, output: read.append(output))  # type: ignore[union-attr]
+    near = []
+    for prior in ("patches", "uniform"):
+        sample = Mixture([prior], teacher, "cpu").sample(200, rng("cpu", 0))
+        read.clear()
+        teacher(sample)
+        near.append(float((read[0].abs() < 1e-2 * read[0].abs().mean()).float().mean()))
+    assert near[0] > 2 * near[1]
+
+
 def test_a_teacher_without_a_convolution_has_no_patches() -> None:
     with pytest.raises(UserError, match="first layer is a convolution"):
         Mixture(["patches"], tiny.model(tiny.VECTOR), "cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.batch import StudentWeights
-from gasim_ray.core.distill import new_student
+from gasim_ray.core.distill import check_objective, new_student
 from gasim_ray.core.evolved import EvolvedGenerator, Seen, chosen, mixed, score, watch
 from gasim_ray.core.mixture import Mixture
 from gasim_ray.core.model import Model, ModelConfig
@@ -129,7 +129,9 @@ def test_a_worker_emits_labelled_frames(kind: str, spec: Any) -> None:
     prior = "scenes" if kind == "rendered" else "worlds"
     settings = GeneratorSettings(kind=kind, prior=(prior,), steps=1, batch_size=20, reset_every=2)  # type: ignore[arg-type]
     student = new_student(teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0)
-    given = DistillConfig("", generator=settings, objective=ObjectiveSettings(adversarial=1.0, divergence="js"))
+    objective = ObjectiveSettings(adversarial=float(kind == "rendered"), divergence="js")
+    given = DistillConfig("", generator=settings, objective=objective)
+    check_objective(teacher, settings, objective)
     worker = Synthesizer(teacher, student, Mixture(settings.prior, teacher, "cpu"), given, 0, "cpu")
     weights = StudentWeights(0, {name: tensor.numpy() for name, tensor in student.network.state_dict().items()})
     generations = [worker.synthesize(order, weights)[0].generation for order in range(4)]
@@ -144,8 +146,35 @@ def test_a_worker_emits_labelled_frames(kind: str, spec: Any) -> None:
         ({"kind": "rendered", "prior": ("uniform",)}, r"generator\.prior: \['uniform'\]; .* rendered takes \[scenes\]"),
         ({"kind": "evolved", "prior": ("scenes",)}, r"kind evolved takes \[worlds\]"),
         ({"kind": "evolved", "prior": ("worlds",), "candidates": 2}, r"generator\.candidates: does not go"),
+        ({"kind": "rendered", "prior": ("scenes",), "keep_start": True}, r"generator\.keep_start: does not go"),
+        ({"kind": "evolved", "prior": ("worlds",), "steps": 0}, r"generator\.steps: 0; .* needs at least 1"),
     ],
 )
 def test_what_does_not_go_together(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         GeneratorSettings(**wrong)
+
+
+def test_evolved_worlds_are_refused_an_objective_and_a_teacher_without_features() -> None:
+    settings = GeneratorSettings(kind="evolved", prior=("worlds",))
+    with pytest.raises(UserError, match=r"objective\.label: 2\.0, but evolved generators go by"):
+        check_objective(tiny.model(FRAMES), settings, ObjectiveSettings(label=2.0))
+    convolutions = tiny.model(FRAMES)
+    convolutions.network = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 84), torch.nn.Flatten())
+    with pytest.raises(UserError, match=r"generator\.kind: evolved goes by .* no dense output layer"):
+        check_objective(convolutions, settings, ObjectiveSettings())
+
+
+def test_moved_things_stay_what_the_settings_say() -> None:
+    scenes = SceneSettings(contrast=0.2, largest=4.0, speed=2.0, noise=0.0)
+    generator = rendered(scenes, steps=20, learning_rate=1.0)
+    generator.improve(lambda x: -x.square().mean(), rng("cpu"))
+    assert generator.things is not None
+    assert float(generator.things.tone.abs().max()) == pytest.approx(0.2)
+    assert float(generator.things.size.max()) <= 4.0
+    assert float(generator.things.speed.abs().max()) <= 2.0
+
+
+def test_a_batch_is_whole_whatever_its_size() -> None:
+    generator = evolved(tiny.model(FRAMES), batch_size=25)
+    assert generator.emit(rng("cpu", 2)).shape[0] == 25

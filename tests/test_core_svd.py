@@ -74,6 +74,36 @@ def test_what_is_not_the_teacher_at_a_lower_rank(tmp_path: Any, changed: dict[st
         make_learner(whole, build_config(tree), "cpu", None)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.05])
+def test_half_precision_and_q_values_change_nothing_of_the_fit(scale: float) -> None:
+    whole, observations = teacher(scale=scale), narrow_observations(300)
+    expected, low = student(whole, rank=2), student(whole, rank=2)
+    factor(whole, expected, observations)
+    factor(whole.computing(bf16=True, channels_last=False), low, observations)
+    assert whole.bf16
+    whole.computing(bf16=False, channels_last=False)
+    torch.testing.assert_close(low.state_dict(), expected.state_dict())
+    plain, fresh, losses = student(whole, rank=2), narrow_observations(200, seed=1), []
+    factor(whole, plain)
+    for made in (plain, low):
+        aim, answered = log_policy(whole(fresh), scale), log_policy(made(fresh), 1.0).detach()
+        losses.append(float((aim.exp() * (aim - answered)).sum(1).mean()))
+    assert losses[1] < 0.5 * losses[0]
+
+
+def test_a_value_that_is_learnt_counts() -> None:
+    whole, observations = teacher(value=True), narrow_observations(600)
+    whole.network.head[-1].weight.data[:3, 2:] = 0  # type: ignore[index, union-attr]
+    whole.network.head[-1].weight.data[3, :2] = 0  # type: ignore[index, union-attr]
+    settings = StudentSettings(architecture={**NETWORK, "rank": 2}, value_weight=1.0)
+    fresh, errors = narrow_observations(300, seed=1), []
+    for weight in (0.0, 100.0):
+        low = new_student(whole, settings, 1).eval()
+        factor(whole, low, observations, weight)
+        errors.append(float((low.with_value(fresh)[1] - whole.with_value(fresh)[1]).detach().square().mean()))
+    assert errors[1] < 0.5 * errors[0]
+
+
 def test_where_it_matters_less_is_lost_on_what_is_read_and_nothing_at_full_rank() -> None:
     whole, observations = teacher(True), narrow_observations(600)
     whole.network.head[-1].weight.data[:, 3:] *= 0.01  # type: ignore[index, union-attr]

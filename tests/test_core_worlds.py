@@ -44,7 +44,7 @@ def world(role: list[int], speed: list[list[float]], turns: bool = True) -> Worl
         high=torch.tensor([16.0, 18.0]).expand(1, things, 2),
         speed=torch.tensor([speed]),
         turns=torch.full((1, things, 2), turns),
-        steering=torch.tensor([[0.0, -1.0, 1.0]]),
+        steering=torch.tensor([[0.0, -1.0, 1.0]]).unsqueeze(-1).expand(1, 3, 2),
     )
 
 
@@ -89,6 +89,42 @@ def test_what_drifts_bounces_off_what_is_driven(start: float, speed: float, ends
     assert missed.velocity[1].tolist() == [0.0, speed]
 
 
+@given(row=st.floats(3.0, 7.0), start=st.floats(0.0, 6.5), speed=st.floats(2.0, 18.0))
+def test_nothing_is_so_fast_that_it_passes_through(row: float, start: float, speed: float) -> None:
+    given = world([DRIVEN, DRIFTING], [[3.0, 0.0], [18.0, 18.0]], turns=False)
+    place, way = torch.tensor([[[5.0, 9.0], [row, start]]]), torch.tensor([[[0.0, 0.0], [0.0, speed]]])
+    motion = Motion(place, way)
+    for _ in range(5):
+        motion = advance(given, motion, torch.tensor([0]), rng("cpu"))
+        if float(motion.velocity[0, 1, 1]) < 0:
+            return
+        assert float(motion.place[0, 1, 1]) < 9.0
+    raise AssertionError("it neither came back nor passed")
+
+
+def test_what_moves_along_both_axes_throws_things_back() -> None:
+    given = world([DRIVEN, DRIFTING], [[3.0, 3.0], [4.0, 4.0]])
+    beside = after(given, [[5.0, 9.0], [5.0, 6.0]], [[0.0, 0.0], [1.0, 2.0]])
+    assert beside.velocity[1].tolist() == [1.0, -2.0]
+    above = after(given, [[9.0, 9.0], [4.0, 9.0]], [[0.0, 0.0], [2.0, 0.5]])
+    assert above.velocity[1].tolist() == [-2.0, 0.5]
+
+
+def test_what_is_driven_moves_and_what_chases_does_so_along_one_axis() -> None:
+    made = Worlds(tiny.model(FRAMES), "cpu").draw(300, rng("cpu", 0))
+    axes = (made.speed > 0).sum(2)
+    assert set(axes[:, 0].tolist()) == {1, 2}
+    assert set(axes[:, 1].tolist()) == {1}
+    assert made.steering.shape == (300, 3, 2)
+
+
+def test_a_teacher_that_answers_nan_plays_in_no_world() -> None:
+    teacher = tiny.model(FRAMES)
+    next(teacher.parameters()).data.fill_(float("nan"))
+    with pytest.raises(UserError, match="teacher: answered NaN"):
+        Worlds(teacher, "cpu").sample(1, rng("cpu", 0))
+
+
 @given(seed=st.integers(0, 10_000), moving=st.integers(2, 6), static=st.integers(0, 4), largest=st.floats(1.0, 60.0))
 def test_things_stay_in_their_ranges_and_these_in_the_picture(
     seed: int, moving: int, static: int, largest: float
@@ -118,7 +154,7 @@ def test_the_teacher_plays() -> None:
         """Row of the driven thing at the end of forty worlds."""
         prior = Worlds(choosing(action), "cpu", WorldSettings(static=0, moving=2))
         made = prior.draw(40, rng("cpu", 0))
-        drives = torch.tensor([-1.0, 0.0, 1.0]).expand(40, 3)
+        drives = torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1).expand(40, 3, 2)
         made = replace(made, steering=drives, tone=made.tone * torch.tensor([1.0, 0.0]))
         *_, last = prior.played(made, 40, rng("cpu", 1))
         frame = last[:, -1].float()
@@ -146,8 +182,10 @@ def test_the_rally_is_made_for_six_actions_and_knows_a_game() -> None:
     bright = stacks[:, -1] > 200
     assert bool(bright[:, 11].all())  # the upper wall
     assert bool(bright[:, 20:70].flatten(1).any(1).float().mean() > 0.5)  # the ball, which may be next to a wall
+    small = replace(FRAMES, shape=(4, 42, 42))
+    assert bool((Rally(tiny.model(small, actions=6), "cpu").draw(3, rng("cpu", 0)).size >= 1).all())
     with pytest.raises(UserError, match="six actions of Pong, the teacher 3; take 'worlds'"):
-        Rally(tiny.model(FRAMES), "cpu").sample(1, rng("cpu", 0))
+        Rally(tiny.model(FRAMES), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -164,5 +202,5 @@ def test_impossible_settings(wrong: dict[str, Any], message: str) -> None:
 
 
 def test_a_teacher_of_vectors_has_no_worlds() -> None:
-    with pytest.raises(UserError, match="a vector teacher"):
+    with pytest.raises(UserError, match=r"generator\.prior: worlds is of pictures; a vector teacher"):
         Worlds(tiny.model(tiny.VECTOR), "cpu")

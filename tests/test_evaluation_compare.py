@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from gasim_ray.config import build_config
+from gasim_ray.core.mixture import Chosen, Disputed
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.compare import evaluate_models, evaluate_run
@@ -246,6 +247,14 @@ def test_the_controls_of_a_method_without_a_prior_can_be_distilled(tmp_path):
     fresh = untrained(student.config)
     assert not any(torch.equal(a, b) for a, b in zip(student.parameters(), fresh.parameters(), strict=True))
     assert torch.get_num_threads() == threads
+
+
+def test_controls_are_drawn_afresh_whatever_the_run_chose_by(tmp_path, monkeypatch):
+    save_model(tiny.model(tiny.VECTOR), tmp_path / "teacher")
+    config = build_config(tiny.tree(tmp_path / "teacher", generator={"disputed": 3, "candidates": 2}))
+    for choosing in (Disputed, Chosen):
+        monkeypatch.setattr(choosing, "sample", None)
+    distil_control(config, load_model(tmp_path / "teacher").frozen(), None)
 
 
 def test_data_set_and_classifier_must_fit(digits, classifier):

@@ -132,7 +132,8 @@ def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, conf
         return source.sample(count, rng(source.device, config.seed, LEARNER_KEY)).cpu()
 
     if svd_obstacle(teacher, student) is None:
-        factor(teacher.cpu(), student, None if config.student.init == "svd" else invented(FACTORING_SAMPLES))
+        seen = None if config.student.init == "svd" else invented(FACTORING_SAMPLES)
+        factor(teacher.cpu(), student, seen, config.student.value_weight)
     elif prune_obstacle(teacher, student) is None:
         cut_down(teacher.cpu(), student, invented(PRUNING_SAMPLES))
     elif slim_obstacle(teacher, student) is None:

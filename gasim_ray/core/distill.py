@@ -15,7 +15,7 @@ from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.moments import moments
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import policy_logits
-from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, StudentSettings
+from gasim_ray.core.settings import TERMS, GeneratorSettings, ObjectiveSettings, StudentSettings
 from gasim_ray.errors import UserError
 
 
@@ -101,7 +101,15 @@ def check_objective(teacher: Model, generator: GeneratorSettings, settings: Obje
         raise UserError("objective.total_variation: the teacher reads vectors, not images; set it to 0")
     if settings.contrastive and not teacher.config.observation.is_image:
         raise UserError("objective.contrastive: the teacher reads vectors, which have no shifted views; set it to 0")
-    if generator.steps and generator.kind != "evolved" and not settings.any():
+    if generator.kind == "evolved":
+        used = next((name for name in TERMS if getattr(settings, name)), None)
+        if used:
+            raise UserError(
+                f"objective.{used}: {getattr(settings, used)}, but evolved generators go by the teacher's answers "
+                "alone; set it to 0"
+            )
+        last_dense(teacher, "generator.kind: evolved goes by what a teacher's last dense layer reads, and")
+    elif generator.steps and not settings.any():
         raise UserError(
             f"generator.steps: {generator.steps} steps have nothing to improve, since every term of the objective "
             "is 0; give one of them a weight, or 0 steps"
@@ -148,14 +156,14 @@ def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
             hook.remove()
 
 
-def last_dense(model: Model) -> nn.Linear:
-    """The dense layer that answers; raises UserError if there is none."""
+def last_dense(
+    model: Model, why: str = "objective.activation, objective.contrastive, student.features_weight:"
+) -> nn.Linear:
+    """The dense layer that answers; raises UserError, which begins with `why`, if there is none."""
     outputs = model.config.actions + model.config.value
     found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == outputs]
     if not found:
-        raise UserError(
-            "objective.activation, student.features_weight: the model has no dense output layer; set them to 0"
-        )
+        raise UserError(f"{why} the model has no dense output layer; leave it out")
     return found[-1]
 
 

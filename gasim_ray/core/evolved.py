@@ -9,6 +9,7 @@ of a game. Worlds are scored on fresh roll-outs in each generation, so that luck
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import ceil
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ class EvolvedGenerator:
 
     def __init__(self, prior: Worlds, settings: GeneratorSettings) -> None:
         self.prior, self.settings = prior, settings
-        self.count = max(2, settings.batch_size // prior.settings.kept)
+        self.count = max(2, ceil(settings.batch_size / prior.settings.kept))
         self.worlds: World | None = None
 
     def start(self, rng: torch.Generator) -> None:
@@ -148,7 +149,7 @@ def mixed(first: World, second: World, taken: Tensor) -> World:
     for f in fields(World):
         a, b = getattr(first, f.name), getattr(second, f.name)
         if f.name in ("ground", "steering"):
-            mask = rest
+            mask = rest.reshape(-1, *[1] * (a.dim() - 1))
         elif f.name == "tone":
             mask = own.unsqueeze(1)
         else:

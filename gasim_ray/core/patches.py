@@ -35,8 +35,13 @@ class Patches(Prior):
         super().__init__(teacher, device)
         first = next((m for m in teacher.modules() if list(m.parameters(recurse=False))), None)
         if not isinstance(first, nn.Conv2d) or isinstance(first.padding, str):
-            raise UserError("generator.prior: patches need a teacher whose first layer is a convolution; use 'uniform'")
+            raise UserError(
+                "generator.prior: patches need a teacher whose first layer is a convolution (with padding in numbers); "
+                "use 'uniform'"
+            )
         self.convolution, self.padding = first.to(self.device), first.padding
+        #: Pixels that the network puts around a picture before the convolution reads it: left, right, top, bottom.
+        self.around = around(teacher.to(self.device), first)
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -53,7 +58,7 @@ class Patches(Prior):
         )
         ground = low + (high - low) * uniform(count, 1, 1, 1)
         read = ((ground - mean) / std).expand(count, *spec.network_shape)
-        answered = layer(read)
+        answered = layer(F.pad(read, self.around))
         share = torch.exp(log(PICKED[0]) + (log(PICKED[1]) - log(PICKED[0])) * uniform(count, 1, 1, 1))
         picked = uniform(*answered.shape) < share
         # As far as a picture of full contrast would take a unit.
@@ -62,7 +67,7 @@ class Patches(Prior):
         aim = aim * (uniform(*answered.shape) > AT_BOUNDARY)
         squared = layer.weight.square().flatten(1).sum(1).clamp_min(1e-8).reshape(-1, 1, 1)
         for _ in range(ROUNDS):
-            along = torch.where(picked, (aim - layer(read)) / squared, 0.0)
+            along = torch.where(picked, (aim - layer(F.pad(read, self.around))) / squared, 0.0)
             read = read + self._back(along, read)
             read = torch.minimum(torch.maximum(read, (low - mean) / std), (high - mean) / std)
         pictures = (read * std + mean).clamp(low, high)
@@ -74,6 +79,31 @@ class Patches(Prior):
         pushed = F.conv_transpose2d(
             answers, layer.weight, None, layer.stride, self.padding, 0, layer.groups, layer.dilation
         )
-        # Pixels at the far edges that no unit looks at.
-        missing = [read.shape[3] - pushed.shape[3], read.shape[2] - pushed.shape[2]]
-        return F.pad(pushed, (0, missing[0], 0, missing[1]))
+        left, _, top, _ = self.around
+        height, width = read.shape[2:]
+        # Pixels at the far edges that no unit looks at, and without those around the picture.
+        room = (0, max(0, left + width - pushed.shape[3]), 0, max(0, top + height - pushed.shape[2]))
+        return F.pad(pushed, room)[:, :, top : top + height, left : left + width]
+
+
+@torch.no_grad()
+def around(teacher: Model, first: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Zeros that a network puts left and right of a picture, above and below, before its first convolution reads it.
+
+    Raises UserError if what that reads is no picture of the network's size with zeros around it.
+    """
+    read: list[Tensor] = []
+    hook = first.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    spec = teacher.config.observation
+    bright = torch.full((1, *spec.shape), float(spec.bounds()[1].max()), device=first.weight.device)
+    try:
+        teacher(bright)
+    finally:
+        hook.remove()
+    filled = read[0][0].abs().amax(0) > 0
+    rows, columns = filled.any(1).nonzero()[:, 0], filled.any(0).nonzero()[:, 0]
+    _, height, width = spec.network_shape
+    if (len(rows), len(columns)) != (height, width):
+        raise UserError("generator.prior: patches need a teacher whose first convolution reads the picture itself")
+    left, top = int(columns[0]), int(rows[0])
+    return left, filled.shape[1] - width - left, top, filled.shape[0] - height - top

@@ -71,6 +71,7 @@ class Pool:
         kept = torch.arange(filled) if unwrapped or filled == self.capacity else (torch.arange(filled) + added) % filled
         kept = kept[-self.capacity :]
         self.observations[: len(kept)] = state["observations"][kept].to(self.observations)
-        self.answers[: len(kept)] = state["answers"][kept].to(self.answers)
+        answers = state["answers"] if "answers" in state else state["logits"]  # of an older version
+        self.answers[: len(kept)] = answers[kept].to(self.answers)
         self.losses[: len(kept)] = state["losses"][kept].to(self.losses)
         self.added = added if filled == self.capacity else len(kept)

@@ -1,7 +1,7 @@
 """A generator that moves what a scene is made of instead of its pixels, so that what it finds stays a scene.
 
-Things are drawn with soft edges, so that the objective has a gradient along their places, sizes, speeds and tones (as
-Liu et al. 2019, "Soft Rasterizer", have it for meshes).
+The gradient of the objective along places and sizes is that of soft edges (as Liu et al. 2019, "Soft Rasterizer", have
+it for meshes), while what the networks see has hard ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gasim_ray.core.generator import Objective
 from gasim_ray.core.scenes import Scenes, Things
 from gasim_ray.core.settings import GeneratorSettings
 
-#: Pixels over which an edge fades while things are moved.
+#: Pixels over which an edge fades, as far as its gradient goes.
 SOFTNESS = 0.5
 #: What is moved, and how far a step of Adam goes at learning rate 1: tones in shares of the bounds, the rest in pixels.
 MOVED = {"ground": 0.1, "tone": 0.1, "size": 2.0, "way": 4.0, "speed": 1.0}
@@ -40,7 +40,7 @@ class RenderedGenerator:
         optimiser = torch.optim.Adam(moved.values(), lr=self.settings.learning_rate)
         value = 0.0
         for _ in range(self.settings.steps):
-            loss = objective(self._stacked(self._after(moved), SOFTNESS))
+            loss = objective(self._stacked(self.prior.pictured(self._after(moved), SOFTNESS)))
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             optimiser.step()
@@ -52,30 +52,32 @@ class RenderedGenerator:
     def _after(self, moved: dict[str, Tensor]) -> Things:
         """The things, moved; what is not there stays away, and what stands still goes on standing."""
         assert self.things is not None
+        given, prior = self.prior.settings, self.prior
         far = {name: getattr(self.things, name) + MOVED[name] * step for name, step in moved.items()}
         there, moves = (self.things.tone != 0).any(1, keepdim=True), self.things.speed != 0
-        sides = far["size"].new_tensor([len(side) for side in self.prior.sides])
+        sides = far["size"].new_tensor([len(side) for side in prior.sides])
+        scale = sides / 84
+        largest = torch.minimum((given.largest * scale).clamp_min(1), sides)
         return replace(
             self.things,
             ground=far["ground"].clamp(0, 1),
-            tone=far["tone"].clamp(-1, 1) * there,
-            size=torch.minimum(far["size"].clamp_min(1), sides),
+            tone=far["tone"].clamp(-given.contrast, given.contrast) * there,
+            size=between(far["size"], (given.smallest * scale).clamp_min(1), largest),
             way=far["way"],
-            speed=far["speed"] * moves,
+            speed=between(far["speed"], -given.speed * scale, given.speed * scale) * moves,
         )
 
-    def _stacked(self, things: Things, softness: float) -> Tensor:
+    def _stacked(self, pictured: Tensor) -> Tensor:
         """Float observations (N, *spec.shape) within bounds."""
         spec = self.prior.spec
-        stacks = self.prior.pictured(things, softness).reshape(-1, *spec.network_shape)
-        stacks = torch.minimum(torch.maximum(stacks, self.prior.low), self.prior.high)
+        stacks = between(pictured.reshape(-1, *spec.network_shape), self.prior.low, self.prior.high)
         return stacks.permute(0, 2, 3, 1) if spec.layout == "HWC" else stacks
 
     @torch.no_grad()
     def emit(self, rng: torch.Generator) -> Tensor:
-        """The scenes as they are now, with hard edges."""
+        """The scenes as they are now, some of them noisy."""
         assert self.things is not None
-        return self._stacked(self.things, 0.0)
+        return self._stacked(self.prior.noisy(self.prior.pictured(self.things), rng))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: every order starts anew."""
@@ -83,3 +85,8 @@ class RenderedGenerator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def between(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The values, none below `low` or above `high`."""
+    return torch.minimum(torch.maximum(values, low), high)

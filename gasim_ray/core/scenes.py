@@ -59,12 +59,14 @@ class SceneSettings:
         check_range(self, {**dict.fromkeys(numbers, 0.0), "smallest": 0.1, "largest": self.smallest}, at_most)
 
 
-def check_frames(spec: ObservationSpec) -> None:
-    """Raise UserError if a teacher of these observations sees no successive frames."""
+def check_frames(spec: ObservationSpec, prior: str) -> None:
+    """Raise UserError, naming the prior, if a teacher of these observations sees no successive frames."""
     if not spec.is_image:
-        raise UserError("generator.prior: scenes are pictures; a vector teacher takes 'geometry' or 'uniform'")
+        raise UserError(f"generator.prior: {prior} is of pictures; a vector teacher takes 'geometry' or 'uniform'")
     if spec.stack < 2:
-        raise UserError("generator.prior: scenes are successive frames; a teacher of single pictures takes 'leaves'")
+        raise UserError(
+            f"generator.prior: {prior} is of successive frames; a teacher of single pictures takes 'leaves'"
+        )
 
 
 def drawn(tones: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ class Scenes(Prior):
 
     def __init__(self, teacher: Model, device: torch.device | str, settings: SceneSettings | None = None) -> None:
         super().__init__(teacher, device)
-        check_frames(self.spec)
+        check_frames(self.spec, "scenes")
         self.settings = settings or SceneSettings()
         self.frames = torch.arange(self.spec.stack, device=self.device).reshape(1, -1, 1)
         channels, *sides = self.spec.network_shape
@@ -115,14 +117,14 @@ class Scenes(Prior):
         chunk = CHUNK if self.device.type == "cpu" else count
         for start in range(0, count, chunk):
             part = stacks[start : start + chunk]
-            pictured = self._noisy(self.pictured(self.things(len(part), generator)), generator)
+            pictured = self.noisy(self.pictured(self.things(len(part), generator)), generator)
             part.copy_(pictured.reshape(part.shape))
         return stacks.permute(0, 2, 3, 1).contiguous() if self.spec.layout == "HWC" else stacks
 
     def pictured(self, things: Things, softness: float = 0.0) -> Tensor:
         """Stacks (N, frames, colours, height, width) float32, of which tones may add up to beyond the bounds.
 
-        Without softness each pixel is wholly covered or not.
+        With softness edges have a gradient, as if they faded over so many pixels; they are drawn hard all the same.
         """
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
         tones = (high - low) * torch.cat([things.ground.unsqueeze(2) + low / (high - low), things.tone], 2)
@@ -136,18 +138,20 @@ class Scenes(Prior):
         way = things.way[..., axis].unsqueeze(1) + things.speed[..., axis].unsqueeze(1) * self.frames
         # A thing that turns round at the border: there and back, over and over.
         first = room - (way % (2 * room) - room).abs()
+        whole, sizes = first.floor().unsqueeze(-1), size.round().unsqueeze(-1)
+        covers = ((line >= whole) & (line < whole + sizes)).float()
         if softness:
-            ends = (line - first.unsqueeze(-1), (first + size).unsqueeze(-1) - 1 - line)
-            covers = torch.sigmoid((ends[0] + 0.5) / softness) * torch.sigmoid((ends[1] + 0.5) / softness)
-        else:
-            whole, sizes = first.floor().unsqueeze(-1), size.unsqueeze(-1)
-            covers = ((line >= whole) & (line < whole + sizes)).float()
+            start = (first - 0.5).unsqueeze(-1)  # where `floor` puts it on average
+            past, left = line - start + 0.5, start + size.unsqueeze(-1) - line - 0.5
+            soft = torch.sigmoid(past / softness) * torch.sigmoid(left / softness)
+            # What is seen has hard edges; only the gradient is that of soft ones.
+            covers = soft + (covers - soft).detach()
         if len(things.kept[axis]):
             covers[:, :, self.settings.sprites :] *= things.kept[axis]
         ground = torch.ones((len(size), len(self.frames[0]), 1, len(line)), device=self.device)
         return torch.cat([ground, covers], 2)
 
-    def _noisy(self, stacks: Tensor, generator: torch.Generator) -> Tensor:
+    def noisy(self, stacks: Tensor, generator: torch.Generator) -> Tensor:
         """Some of the stacks, in place, with noise on every pixel."""
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
         noisy = (self._uniform((len(stacks),), generator) < self.settings.noise).nonzero()[:, 0]

@@ -119,7 +119,7 @@ class GeneratorSettings:
     """Observations in a batch, which is what one order makes."""
 
     steps: int = 6
-    """Gradient steps for each order."""
+    """Gradient steps for each order; generations of evolved worlds."""
 
     learning_rate: float = 0.3
     """Adam's learning rate of a network; of a direct generator the first step's length in standard deviations of
@@ -158,10 +158,10 @@ class GeneratorSettings:
     """Most pixels by which the further views of an image are shifted."""
 
     reset_every: int = 0
-    """Orders after which a network generator is re-initialised; 0 for never."""
+    """Orders after which a network, or a population of evolved worlds, is re-initialised; 0 for never."""
 
     stagnation: int = 0
-    """Orders without a better objective after which a network generator is re-initialised; 0 for never."""
+    """Orders without a better objective (or score) after which it is re-initialised; 0 for never."""
 
     in_flight: int = 2
     """Orders under way at once for each actor."""
@@ -199,9 +199,11 @@ class GeneratorSettings:
         if self.kind != "direct" and self.disputed:
             raise UserError(f"generator.disputed: only a direct generator has candidates, not {self.kind}; set it to 0")
         wanted = MADE_OF.get(self.kind)
-        for name in ("candidates", "contrast"):
+        for name in ("candidates", "contrast", "keep_start", "adam", "blur"):
             if wanted and getattr(self, name):
-                raise UserError(f"generator.{name}: does not go with a generator of kind {self.kind}; set it to 0")
+                raise UserError(f"generator.{name}: does not go with a generator of kind {self.kind}; leave it out")
+        if wanted and not self.steps:
+            raise UserError(f"generator.steps: 0; a generator of kind {self.kind} needs at least 1")
         if wanted and tuple(self.prior) != (wanted,):
             raise UserError(f"generator.prior: {list(self.prior)}; a generator of kind {self.kind} takes [{wanted}]")
 

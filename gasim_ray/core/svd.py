@@ -54,10 +54,11 @@ def svd_obstacle(teacher: Model, student: Model) -> str | None:
     return f"{name} is {given.get(name, 'absent')} in the teacher, {wanted.get(name, 'absent')} in the student"
 
 
-def factor(teacher: Model, student: Model, observations: Tensor | None = None) -> None:
+def factor(teacher: Model, student: Model, observations: Tensor | None = None, value_weight: float = 0.0) -> None:
     """Fill the student with the teacher's layers, of lower rank where it has two for one; nothing stands in the way.
 
-    With observations (N, *spec.shape) a layer is approximated where they lead and where the policy depends on it.
+    With observations (N, *spec.shape) a layer is approximated where they lead and where the policy depends on it, or
+    the value, with its weight in the student's loss.
     The student answers with policy logits, whatever the teacher's outputs are. Both are on the CPU.
     """
     filled, given = student.network.state_dict(), dict(teacher.network.state_dict())
@@ -67,7 +68,7 @@ def factor(teacher: Model, student: Model, observations: Tensor | None = None) -
         if observations is None:
             left, right = low_rank(weight, len(first))
         else:
-            seen = use_of(teacher, base, observations)
+            seen = use_of(teacher, base, observations, value_weight)
             left, right = low_rank_in_use(weight, len(first), seen)
             bias = bias + (weight - left @ right) @ seen.mean
         for tensor, value in ((first, right), (second, left), (shift, bias)):
@@ -94,38 +95,51 @@ class Use:
     mean: Tensor
     #: (inputs, inputs): its covariance.
     covariance: Tensor
-    #: (outputs, outputs): Fisher's information of the policy about what is answered.
+    #: (outputs, outputs): Fisher's information of the policy about what is answered, and the value's share.
     information: Tensor
 
 
-def use_of(teacher: Model, layer: str, observations: Tensor) -> Use:
+def use_of(teacher: Model, layer: str, observations: Tensor, value_weight: float = 0.0) -> Use:
     """How a teacher uses the dense layer of that name on observations (N, *spec.shape)."""
     read: list[Tensor] = []
     answered: list[Tensor] = []
 
     def keep(_: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        read.append(inputs[0])
+        read.append(inputs[0].detach())
         answered.append(output.detach().requires_grad_())
         return answered[-1]
 
-    hook = teacher.network.get_submodule(layer).register_forward_hook(keep)
+    hook, bf16 = teacher.network.get_submodule(layer).register_forward_hook(keep), teacher.bf16
+    teacher.bf16 = False
     try:
         information = sum(
-            (informed(teacher, part, answered) for part in torch.split(observations, CHUNK)), torch.zeros(())
+            (informed(teacher, part, answered, value_weight) for part in torch.split(observations, CHUNK)),
+            torch.zeros(()),
         )
     finally:
+        teacher.bf16 = bf16
         hook.remove()
     inputs = torch.cat(read)
     return Use(inputs.mean(0), inputs.T.cov(correction=0), information / len(observations))
 
 
-def informed(teacher: Model, observations: Tensor, answered: list[Tensor]) -> Tensor:
-    """Sum over observations of Fisher's information of the policy about what the layer last answered."""
-    policy = log_policy(teacher(observations), teacher.config.output_scale)
+def informed(teacher: Model, observations: Tensor, answered: list[Tensor], value_weight: float) -> Tensor:
+    """Sum over observations of Fisher's information of the policy about what the layer last answered.
+
+    The loss is half of that to second order; to it comes the value's squared error with its weight.
+    """
+    outputs, value = teacher.with_value(observations) if value_weight else (teacher(observations), None)
     found = torch.zeros(())
-    for action in policy.unbind(1):
-        (gradient,) = torch.autograd.grad(action.sum(), answered[-1], retain_graph=True)
-        found = found + (action.detach().exp().unsqueeze(1) * gradient).T @ gradient
+
+    def gradient(answer: Tensor) -> Tensor:
+        return torch.autograd.grad(answer.sum(), answered[-1], retain_graph=True)[0]
+
+    for action in log_policy(outputs, teacher.config.output_scale).unbind(1):
+        slope = gradient(action)
+        found = found + (action.detach().exp().unsqueeze(1) * slope).T @ slope
+    if value is not None:
+        slope = gradient(value)
+        found = found + 2 * value_weight * slope.T @ slope
     return found
 
 

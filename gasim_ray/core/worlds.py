@@ -17,7 +17,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from gasim_ray.core.model import Model
+from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.outputs import log_policy
 from gasim_ray.core.prior import Knowledge, Prior
 from gasim_ray.core.scenes import check_frames, drawn
@@ -36,8 +36,8 @@ class WorldSettings:
     section = "worlds"
 
     moving: int = 4
-    """Most things that move: one that is driven, one that chases, the others drift; each of these is there with two
-    thirds of the chances."""
+    """Most things that move: one that is driven, one that chases, the others drift; but for the first, each is there
+    with two thirds of the chances."""
 
     static: int = 4
     """Most things that stay, each with one half of the chances."""
@@ -88,7 +88,7 @@ class World:
     speed: Tensor
     #: (N, T, 2) bool: whether a thing that drifts turns round at the end of its range, instead of beginning anew.
     turns: Tensor
-    #: (N, actions) of -1 to 1: where an action drives the thing that is driven.
+    #: (N, actions, 2) of -1 to 1: where an action drives the thing that is driven.
     steering: Tensor
 
 
@@ -114,15 +114,15 @@ def begin(world: World, rng: torch.Generator) -> Motion:
 
 
 def advance(world: World, motion: Motion, actions: Tensor, rng: torch.Generator) -> Motion:
-    """One frame later, after actions (N,) int64."""
-    place, velocity = motion.place, motion.velocity
+    """One frame later, after actions (N,) int64: first what is driven or chases moves, then what drifts."""
+    place = motion.place
     drifts, driven, chases = ((world.role == role).unsqueeze(-1) for role in (DRIFTING, DRIVEN, CHASING))
-    wanted = world.steering.gather(1, actions.unsqueeze(1)).unsqueeze(-1) * world.speed
-    hunted = chased(world, place)
-    towards = torch.minimum(torch.maximum(hunted, -world.speed), world.speed)
-    velocity = torch.where(drifts, velocity, driven * wanted + chases * towards)
-    velocity = torch.where(drifts, bounced(world, place, velocity), velocity)
-    place = place + velocity
+    wanted = world.steering[torch.arange(len(actions), device=actions.device), actions].unsqueeze(1) * world.speed
+    towards = torch.minimum(torch.maximum(chased(world, place), -world.speed), world.speed)
+    steered = driven * wanted + chases * towards
+    place = torch.where(drifts, place, torch.minimum(torch.maximum(place + steered, world.low), world.high))
+    velocity = torch.where(drifts, bounced(world, place, motion.velocity), steered)
+    place = torch.where(drifts, place + velocity, place)
     out = (place < world.low) | (place > world.high)
     velocity = torch.where(drifts & out & world.turns, -velocity, velocity)
     place = torch.minimum(torch.maximum(place, world.low), world.high)
@@ -140,22 +140,32 @@ def chased(world: World, place: Tensor) -> Tensor:
 
 
 def bounced(world: World, place: Tensor, velocity: Tensor) -> Tensor:
-    """Velocities (N, T, 2) after things have met one that is driven or chases, if they touch within this frame.
+    """Velocities (N, T, 2) after things have met one that is driven or chases, if their ways touch within this frame.
 
-    Along the axis on which that one cannot move they turn away from it; along the other they take on where they hit.
+    They turn away from it along the axis on which it cannot move, and take on along the other where they hit. From one
+    that moves along both axes they turn away along the axis on which they are farther off.
     """
     middle = place + world.size / 2
     paddle = ((world.role == DRIVEN) | (world.role == CHASING)) & (world.tone != 0).any(1)
-    between = (middle + velocity).unsqueeze(2) - middle.unsqueeze(1)
+    # Of each thing (axis 1) and each other (axis 2): the way in this frame, from that one's middle.
+    start = middle.unsqueeze(2) - middle.unsqueeze(1)
+    end = start + velocity.unsqueeze(2)
     reach = (world.size.unsqueeze(2) + world.size.unsqueeze(1)) / 2
-    touches = (between.abs() < reach).all(-1) & paddle.unsqueeze(1)
-    hit = touches.any(2, keepdim=True)
+    passes = (torch.minimum(start, end) < reach) & (torch.maximum(start, end) > -reach)
+    touches = passes.all(-1) & paddle.unsqueeze(1)
     other = touches.float().argmax(2, keepdim=True)
-    away = (middle.unsqueeze(2) - middle.unsqueeze(1)).gather(2, other.unsqueeze(-1).expand(-1, -1, 1, 2)).squeeze(2)
-    where = (between / reach).gather(2, other.unsqueeze(-1).expand(-1, -1, 1, 2)).squeeze(2)
+
+    def of_other(values: Tensor) -> Tensor:
+        """(N, T, T, 2) -> (N, T, 2)."""
+        return values.gather(2, other.unsqueeze(-1).expand(-1, -1, 1, 2)).squeeze(2)
+
+    start, where = of_other(start / reach), of_other(end / reach).clamp(-1, 1)
     fixed = (world.speed == 0).gather(1, other.expand(-1, -1, 2))
-    turned = torch.where(fixed, torch.where(away < 0, -1.0, 1.0) * velocity.abs(), world.speed * where)
-    return torch.where(hit, turned, velocity)
+    upright = start[..., :1].abs() > start[..., 1:].abs()
+    normal = torch.where(fixed.any(2, keepdim=True), fixed, torch.cat([upright, ~upright], 2))
+    away = torch.where(start < 0, -1.0, 1.0) * velocity.abs()
+    along = torch.where(fixed.any(2, keepdim=True), world.speed * where, velocity)
+    return torch.where(touches.any(2, keepdim=True), torch.where(normal, away, along), velocity)
 
 
 class Worlds(Prior):
@@ -168,7 +178,7 @@ class Worlds(Prior):
 
     def __init__(self, teacher: Model, device: torch.device | str, settings: WorldSettings | None = None) -> None:
         super().__init__(teacher, device)
-        check_frames(self.spec)
+        check_frames(self.spec, type(self).__name__.lower())
         self.teacher, self.settings = teacher.to(self.device), settings or WorldSettings()
         channels, *self.sides = self.spec.network_shape
         self.colours = channels // self.spec.stack
@@ -205,7 +215,8 @@ class Worlds(Prior):
 
     def decide(self, stacks: Tensor, rng: torch.Generator) -> Tensor:
         """Actions (N,) int64 drawn from the teacher's policy, now and then at random."""
-        policy = log_policy(self.teacher(stacks), self.teacher.config.output_scale).exp()
+        outputs = check_finite(self.teacher(stacks), "teacher")
+        policy = log_policy(outputs, self.teacher.config.output_scale).exp()
         policy = (1 - RANDOM_ACTIONS) * policy + RANDOM_ACTIONS / policy.shape[1]
         return torch.multinomial(policy, 1, generator=rng).squeeze(1)
 
@@ -235,8 +246,11 @@ class Worlds(Prior):
         role = torch.full(shape, DRIFTING, device=self.device)
         role[:, 0], role[:, 1], role[:, still] = DRIVEN, CHASING, STILL
         # Each thing has a range of its own: most of the picture, or along an axis on which it does not move, one place.
-        free = (role == DRIFTING).unsqueeze(-1) | (uniform(rng, (*shape, 2)) < 0.5)
-        free &= ~still.unsqueeze(-1)
+        # What chases moves along one axis: along both it would hold on to what it chases.
+        first, both = uniform(rng, (*shape, 1)) < 0.5, uniform(rng, (*shape, 1)) < 0.5
+        both = (role == DRIFTING).unsqueeze(-1) | (both & (role == DRIVEN).unsqueeze(-1))
+        free = (torch.cat([first, ~first], 2) | both) & ~still.unsqueeze(-1)
+        steering = torch.randint(-1, 2, (count, self.teacher.config.actions, 2), generator=rng, device=self.device)
         ends = uniform(rng, (*shape, 2, 2)) * torch.tensor([0.3, -0.3], device=self.device)
         ends = (ends + torch.tensor([0.0, 1.0], device=self.device)) * (room - size).unsqueeze(-1)
         fixed = uniform(rng, (*shape, 2)) * (room - size)
@@ -254,8 +268,7 @@ class Worlds(Prior):
             high=high,
             speed=speed,
             turns=uniform(rng, (*shape, 2)) < 2 / 3,
-            steering=torch.randint(-1, 2, (count, self.teacher.config.actions), generator=rng, device=self.device)
-            * 1.0,
+            steering=steering.float(),
         )
 
 
@@ -274,16 +287,19 @@ RALLY_STEERING = (0.0, 0.0, -1.0, 1.0, -1.0, 1.0)
 class Rally(Worlds):
     """Pong as one remembers it: two paddles, a ball between two walls, made by hand as a reference (domain).
 
-    Raises UserError for a teacher of other than six actions.
+    Of the settings it takes `kept` and `every`. Raises UserError for a teacher of other than six actions.
     """
 
     knowledge: Knowledge = "domain"
 
-    def draw(self, count: int, rng: torch.Generator) -> World:
-        """See Worlds; all alike but for tones, which vary by a few hundredths."""
-        actions = self.teacher.config.actions
+    def __init__(self, teacher: Model, device: torch.device | str, settings: WorldSettings | None = None) -> None:
+        super().__init__(teacher, device, settings)
+        actions = teacher.config.actions
         if actions != len(RALLY_STEERING):
             raise UserError(f"generator.prior: rally has the six actions of Pong, the teacher {actions}; take 'worlds'")
+
+    def draw(self, count: int, rng: torch.Generator) -> World:
+        """See Worlds; all alike but for tones, which vary by a few hundredths."""
         role, size, low, high, speed, tone = (
             torch.tensor(column, device=self.device).expand(count, *torch.tensor(column).shape)
             for column in zip(*RALLY, strict=True)
@@ -293,10 +309,10 @@ class Rally(Worlds):
             ground=0.34 + uniform(rng, (count, self.colours), -0.04, 0.04),
             tone=tones,
             role=role,
-            size=(size * self.scale).round(),
+            size=(size * self.scale).round().clamp_min(1),
             low=low * self.scale,
             high=high * self.scale,
             speed=speed * self.scale,
             turns=torch.tensor([True, False], device=self.device).expand(count, len(RALLY), 2),
-            steering=torch.tensor(RALLY_STEERING, device=self.device).expand(count, -1),
+            steering=torch.tensor(RALLY_STEERING, device=self.device).unsqueeze(1).expand(count, -1, 2),
         )

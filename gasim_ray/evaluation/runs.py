@@ -85,7 +85,15 @@ def distil_control(config: DistillConfig, teacher: Model, real: Observations | N
     The same student, seed and budget; observations are drawn afresh for each batch and never improved.
     """
     generator = replace(
-        config.generator, kind="direct", prior=("uniform",), candidates=0, steps=0, views=1, actors=1, per_actor=1
+        config.generator,
+        kind="direct",
+        prior=("uniform",),
+        candidates=0,
+        disputed=0,
+        steps=0,
+        views=1,
+        actors=1,
+        per_actor=1,
     )
     device = config.device if torch.cuda.is_available() else "cpu"
     plain = replace(
