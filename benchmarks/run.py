@@ -41,7 +41,7 @@ from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError, exit_code
-from gasim_ray.evaluation.agreement import agreement, answers, kl_nats, policy_kl, same_action
+from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
 from gasim_ray.evaluation.controls import untrained
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.modes import modes_of_run
@@ -191,10 +191,12 @@ def growth(cell: Cell, folder: RunFolder, snapshots: dict[float, Model]) -> list
     """See `curve`."""
     rows = pd.read_csv(folder.path / "metrics.csv")
     teacher, (_, states) = load_teacher(cell.config.teacher), teacher_reference(cell.config.teacher, cell.episodes)
-    found = []
+    expected, scale, found = answers(teacher, states, TEACHER), teacher.config.output_scale, []
     for seconds, student in snapshots.items():
-        made = np.interp(seconds, [0, *rows["seconds"]], [0, *rows["observations"]])
-        found.append([seconds, float(made), agreement(teacher, student, states), policy_kl(teacher, student, states)])
+        made = float(np.interp(seconds, [0, *rows["seconds"]], [0, *rows["observations"]]))
+        outputs = answers(student, states, "student")
+        kl = kl_nats(expected, scale, outputs, student.config.output_scale)
+        found.append([seconds, made, same_action(expected, outputs), kl])
     return found
 
 

@@ -79,7 +79,7 @@ def test_generations_find_worlds_that_the_teacher_speaks_for(teacher: Model) -> 
 
     def mean_score() -> float:
         assert generator.worlds is not None
-        return float(score(watch(teacher, generator.prior, generator.worlds, 24, rng("cpu", 9)), 1.0).mean())
+        return float(score(watch(generator.prior, generator.worlds, 24, rng("cpu", 9)), 1.0).mean())
 
     before = mean_score()
     for step in range(8):

@@ -156,7 +156,7 @@ def test_the_teacher_plays() -> None:
         made = prior.draw(40, rng("cpu", 0))
         drives = torch.tensor([-1.0, 0.0, 1.0]).reshape(1, 3, 1).expand(40, 3, 2)
         made = replace(made, steering=drives, tone=made.tone * torch.tensor([1.0, 0.0]))
-        *_, last = prior.played(made, 40, rng("cpu", 1))
+        *_, (last, _, _) = prior.played(made, 40, rng("cpu", 1))
         frame = last[:, -1].float()
         thing = (frame - frame.flatten(1).median(1).values.reshape(-1, 1, 1)).abs().sum(2)
         return (thing * torch.arange(84)).sum(1) / thing.sum(1).clamp_min(1e-6)

@@ -129,7 +129,8 @@ def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, conf
 
     def invented(count: int) -> Tensor:
         source = prior or Uniform(teacher, "cpu")
-        return source.sample(count, rng(source.device, config.seed, LEARNER_KEY)).cpu()
+        random = rng(source.device, config.seed, LEARNER_KEY)
+        return torch.cat([source.sample(PRUNING_SAMPLES, random).cpu() for _ in range(0, count, PRUNING_SAMPLES)])
 
     if svd_obstacle(teacher, student) is None:
         seen = None if config.student.init == "svd" else invented(FACTORING_SAMPLES)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from gasim_ray.core.distill import last_dense
 from gasim_ray.core.generator import Objective
-from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import log_policy
 from gasim_ray.core.settings import GeneratorSettings
 from gasim_ray.core.worlds import World, Worlds
@@ -61,23 +60,19 @@ def score(seen: Seen, bound: float) -> Tensor:
 
 
 @torch.no_grad()
-def watch(teacher: Model, prior: Worlds, worlds: World, steps: int, rng: torch.Generator) -> Seen:
-    """Let the teacher play in each world for some decisions."""
-    read: list[Tensor] = []
+def watch(prior: Worlds, worlds: World, steps: int, rng: torch.Generator) -> Seen:
+    """Let the prior's teacher play in each world for some decisions."""
+    teacher = prior.teacher
+    features: list[Tensor] = []
     policies, values = [], []
-    hook = last_dense(teacher).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    features = []
+    hook = last_dense(teacher).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     try:
-        for stacks in prior.played(worlds, steps, rng):
-            read.clear()
-            outputs, value = teacher.with_value(stacks) if teacher.config.value else (teacher(stacks), None)
-            features.append(read[0])
+        for _, outputs, value in prior.played(worlds, steps, rng):
             policies.append(log_policy(outputs, teacher.config.output_scale))
-            values.append(value)
+            values += [] if value is None else [value]
     finally:
         hook.remove()
-    kept = [value for value in values if value is not None]
-    return Seen(torch.stack(policies, 1), torch.stack(features, 1), torch.stack(kept, 1) if kept else None)
+    return Seen(torch.stack(policies, 1), torch.stack(features, 1), torch.stack(values, 1) if values else None)
 
 
 class EvolvedGenerator:
@@ -97,7 +92,7 @@ class EvolvedGenerator:
         assert self.worlds is not None
         value = 0.0
         for _ in range(self.settings.steps):
-            seen = watch(self.prior.teacher, self.prior, self.worlds, SCORED, rng)
+            seen = watch(self.prior, self.worlds, SCORED, rng)
             found = score(seen, self.prior.settings.value_bound)
             parents = chosen(self.worlds, found.topk(self.count - self.count // 2).indices)
             self.worlds = joined(parents, self.children(parents, self.count // 2, rng))

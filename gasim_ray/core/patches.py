@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
-from gasim_ray.core.prior import Prior
+from gasim_ray.core.prior import Prior, uniform
 from gasim_ray.errors import UserError
 
 #: Least and greatest share of a picture's units that are picked; log-uniform.
@@ -49,27 +49,24 @@ class Patches(Prior):
         spec, layer = self.spec, self.convolution
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
 
-        def uniform(*shape: int) -> Tensor:
-            return torch.rand(shape, generator=generator, device=self.device)
-
         mean, std = (
             torch.tensor(values, device=self.device, dtype=torch.float32).reshape(-1, 1, 1)
             for values in (spec.mean, spec.std)
         )
-        ground = low + (high - low) * uniform(count, 1, 1, 1)
+        ground = low + (high - low) * uniform(generator, (count, 1, 1, 1))
         read = ((ground - mean) / std).expand(count, *spec.network_shape)
         answered = layer(F.pad(read, self.around))
-        share = torch.exp(log(PICKED[0]) + (log(PICKED[1]) - log(PICKED[0])) * uniform(count, 1, 1, 1))
-        picked = uniform(*answered.shape) < share
+        share = torch.exp(log(PICKED[0]) + (log(PICKED[1]) - log(PICKED[0])) * uniform(generator, (count, 1, 1, 1)))
+        picked = uniform(generator, tuple(answered.shape)) < share
         # As far as a picture of full contrast would take a unit.
         reach = layer.weight.flatten(1).abs().sum(1).reshape(-1, 1, 1) * (high - low) / std.mean() / 4
         aim = reach * torch.randn(answered.shape, generator=generator, device=self.device)
-        aim = aim * (uniform(*answered.shape) > AT_BOUNDARY)
+        aim = aim * (uniform(generator, tuple(answered.shape)) > AT_BOUNDARY)
         squared = layer.weight.square().flatten(1).sum(1).clamp_min(1e-8).reshape(-1, 1, 1)
         for _ in range(ROUNDS):
             along = torch.where(picked, (aim - layer(F.pad(read, self.around))) / squared, 0.0)
             read = read + self._back(along, read)
-            read = torch.minimum(torch.maximum(read, (low - mean) / std), (high - mean) / std)
+            read = read.clamp((low - mean) / std, (high - mean) / std)
         pictures = (read * std + mean).clamp(low, high)
         return pictures.permute(0, 2, 3, 1) if spec.layout == "HWC" else pictures
 

@@ -24,6 +24,11 @@ Knowledge = Literal["bounds", "generic", "domain"]
 STANDARDISING_SAMPLES = 8192
 
 
+def uniform(rng: torch.Generator, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform numbers (*shape,) float32 on the generator's device."""
+    return low + (high - low) * torch.rand(shape, generator=rng, device=rng.device)
+
+
 class Prior(ABC):
     """A distribution over observations within the bounds."""
 

@@ -62,15 +62,15 @@ class RenderedGenerator:
             self.things,
             ground=far["ground"].clamp(0, 1),
             tone=far["tone"].clamp(-given.contrast, given.contrast) * there,
-            size=between(far["size"], (given.smallest * scale).clamp_min(1), largest),
+            size=far["size"].clamp((given.smallest * scale).clamp_min(1), largest),
             way=far["way"],
-            speed=between(far["speed"], -given.speed * scale, given.speed * scale) * moves,
+            speed=far["speed"].clamp(-given.speed * scale, given.speed * scale) * moves,
         )
 
     def _stacked(self, pictured: Tensor) -> Tensor:
         """Float observations (N, *spec.shape) within bounds."""
         spec = self.prior.spec
-        stacks = between(pictured.reshape(-1, *spec.network_shape), self.prior.low, self.prior.high)
+        stacks = pictured.reshape(-1, *spec.network_shape).clamp(self.prior.low, self.prior.high)
         return stacks.permute(0, 2, 3, 1) if spec.layout == "HWC" else stacks
 
     @torch.no_grad()
@@ -85,8 +85,3 @@ class RenderedGenerator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
-
-
-def between(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The values, none below `low` or above `high`."""
-    return torch.minimum(torch.maximum(values, low), high)

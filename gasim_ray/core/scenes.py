@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from math import log
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from gasim_ray.core.model import Model
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.core.prior import Knowledge, Prior
+from gasim_ray.core.prior import Knowledge, Prior, uniform
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
 
@@ -69,11 +70,20 @@ def check_frames(spec: ObservationSpec, prior: str) -> None:
         )
 
 
-def drawn(tones: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Frames (N, frames, colours, height, width) in which each thing adds its tone to what it covers.
+def covering(line: Tensor, first: Tensor, size: Tensor) -> Tensor:
+    """1 where things (...) that begin at `first` and have a whole `size` cover a line's pixels, else 0: (..., side)."""
+    start = first.floor().unsqueeze(-1)
+    return ((line >= start) & (line < start + size.unsqueeze(-1))).float()
 
-    tones: (N, colours, things); rows: (N, frames, things, height), 1 where a thing covers the row; columns likewise.
+
+def drawn(ground: Tensor, tone: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Frames (N, frames, colours, height, width) in which each thing adds its tone to what it covers of the ground.
+
+    ground: (N, colours); tone: (N, colours, things); rows: (N, frames, things, height), how far a thing covers a row;
+    columns likewise.
     """
+    tones = torch.cat([ground.unsqueeze(2), tone], 2)
+    rows, columns = (F.pad(covers, (0, 0, 1, 0), value=1.0) for covers in (rows, columns))
     return (tones[:, None, :, :, None] * rows.unsqueeze(2)).transpose(3, 4) @ columns.unsqueeze(2)
 
 
@@ -127,19 +137,17 @@ class Scenes(Prior):
         With softness edges have a gradient, as if they faded over so many pixels; they are drawn hard all the same.
         """
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
-        tones = (high - low) * torch.cat([things.ground.unsqueeze(2) + low / (high - low), things.tone], 2)
         covered = [self._covered(things, axis, softness) for axis in (0, 1)]
-        return drawn(tones, *covered)
+        return drawn(low + (high - low) * things.ground, (high - low) * things.tone, *covered)
 
     def _covered(self, things: Things, axis: int, softness: float) -> Tensor:
-        """How far each thing covers each row, for axis 0, or column: (N, frames, things, side), the ground first."""
+        """How far each thing covers each row, for axis 0, or column: (N, frames, things, side)."""
         line, size = self.sides[axis], things.size[..., axis].unsqueeze(1)
         room = (len(line) - size).clamp_min(1e-3)
         way = things.way[..., axis].unsqueeze(1) + things.speed[..., axis].unsqueeze(1) * self.frames
         # A thing that turns round at the border: there and back, over and over.
         first = room - (way % (2 * room) - room).abs()
-        whole, sizes = first.floor().unsqueeze(-1), size.round().unsqueeze(-1)
-        covers = ((line >= whole) & (line < whole + sizes)).float()
+        covers = covering(line, first, size.round())
         if softness:
             start = (first - 0.5).unsqueeze(-1)  # where `floor` puts it on average
             past, left = line - start + 0.5, start + size.unsqueeze(-1) - line - 0.5
@@ -148,15 +156,14 @@ class Scenes(Prior):
             covers = soft + (covers - soft).detach()
         if len(things.kept[axis]):
             covers[:, :, self.settings.sprites :] *= things.kept[axis]
-        ground = torch.ones((len(size), len(self.frames[0]), 1, len(line)), device=self.device)
-        return torch.cat([ground, covers], 2)
+        return covers
 
     def noisy(self, stacks: Tensor, generator: torch.Generator) -> Tensor:
         """Some of the stacks, in place, with noise on every pixel."""
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
-        noisy = (self._uniform((len(stacks),), generator) < self.settings.noise).nonzero()[:, 0]
-        strength = (high - low) * self._uniform((len(noisy), 1, 1, 1, 1), generator, 0.0, 0.25)
-        stacks[noisy] += strength * (self._uniform((len(noisy), *stacks.shape[1:]), generator) - 0.5)
+        noisy = (uniform(generator, (len(stacks),)) < self.settings.noise).nonzero()[:, 0]
+        strength = (high - low) * uniform(generator, (len(noisy), 1, 1, 1, 1), 0.0, 0.25)
+        stacks[noisy] += strength * (uniform(generator, (len(noisy), *stacks.shape[1:])) - 0.5)
         return stacks.clamp_(low, high)
 
     def things(self, count: int, generator: torch.Generator) -> Things:
@@ -166,28 +173,23 @@ class Scenes(Prior):
         sides = torch.tensor([len(side) for side in self.sides], device=self.device, dtype=torch.float32)
         scale = sides / 84
         moving = (torch.arange(shape[1], device=self.device) < given.sprites).unsqueeze(1)
-        size = self._uniform(shape, generator, log(given.smallest), log(given.largest)).exp() * scale
+        size = uniform(generator, shape, log(given.smallest), log(given.largest)).exp() * scale
         size = torch.minimum(size.round().clamp_min(1), sides)
-        speed = self._uniform(shape, generator, -given.speed, given.speed) * scale * moving
-        speed = speed * (self._uniform(shape, generator) < 2 / 3)
-        there = self._uniform((count, 1, shape[1]), generator) < 0.5
-        tone = self._uniform((count, self.colours, shape[1]), generator, -given.contrast, given.contrast)
-        struck = (self._uniform((count, 1, given.static, 1), generator) < given.text) & bool(given.text)
+        speed = uniform(generator, shape, -given.speed, given.speed) * scale * moving
+        speed = speed * (uniform(generator, shape) < 2 / 3)
+        there = uniform(generator, (count, 1, shape[1])) < 0.5
+        tone = uniform(generator, (count, self.colours, shape[1]), -given.contrast, given.contrast)
+        struck = (uniform(generator, (count, 1, given.static, 1)) < given.text) & bool(given.text)
         kept = [
-            ((self._uniform((count, 1, given.static, len(side)), generator) < 0.5) | ~struck).float()
+            ((uniform(generator, (count, 1, given.static, len(side))) < 0.5) | ~struck).float()
             for side in self.sides
             if given.text and given.static
         ]
         return Things(
-            ground=self._uniform((count, self.colours), generator),
+            ground=uniform(generator, (count, self.colours)),
             tone=tone * there,
             size=size,
-            way=self._uniform(shape, generator) * 2 * (sides - size),
+            way=uniform(generator, shape) * 2 * (sides - size),
             speed=speed,
             kept=tuple(kept) or (torch.empty(0), torch.empty(0)),
         )
-
-    def _uniform(
-        self, shape: tuple[int, ...], generator: torch.Generator, low: float = 0.0, high: float = 1.0
-    ) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=generator, device=self.device)

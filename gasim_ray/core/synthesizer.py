@@ -71,7 +71,8 @@ class Synthesizer:
         if self.settings.kind == "network":
             return NetworkGenerator(prior, self.settings, self.spec, self.device)
         assert prior is not None
-        if isinstance(prior, Mixture) and self.settings.kind in OF_ONE_PRIOR:
+        if self.settings.kind in OF_ONE_PRIOR:
+            assert isinstance(prior, Mixture)
             return OF_ONE_PRIOR[self.settings.kind](prior.priors[0], self.settings)
         if self.settings.disputed:
             prior = Disputed(prior, self.teacher, self.student, self.settings.disputed)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.outputs import log_policy
-from gasim_ray.core.prior import Knowledge, Prior
-from gasim_ray.core.scenes import check_frames, drawn
+from gasim_ray.core.prior import Knowledge, Prior, uniform
+from gasim_ray.core.scenes import check_frames, covering, drawn
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
 
@@ -100,11 +100,6 @@ class Motion:
     velocity: Tensor
 
 
-def uniform(rng: torch.Generator, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Uniform numbers (*shape,) on the generator's device."""
-    return low + (high - low) * torch.rand(shape, generator=rng, device=rng.device)
-
-
 def begin(world: World, rng: torch.Generator) -> Motion:
     """Everything somewhere in its range; what drifts does so at up to its speed, either way."""
     shape = tuple(world.size.shape)
@@ -118,14 +113,14 @@ def advance(world: World, motion: Motion, actions: Tensor, rng: torch.Generator)
     place = motion.place
     drifts, driven, chases = ((world.role == role).unsqueeze(-1) for role in (DRIFTING, DRIVEN, CHASING))
     wanted = world.steering[torch.arange(len(actions), device=actions.device), actions].unsqueeze(1) * world.speed
-    towards = torch.minimum(torch.maximum(chased(world, place), -world.speed), world.speed)
+    towards = chased(world, place).clamp(-world.speed, world.speed)
     steered = driven * wanted + chases * towards
-    place = torch.where(drifts, place, torch.minimum(torch.maximum(place + steered, world.low), world.high))
+    place = torch.where(drifts, place, (place + steered).clamp(world.low, world.high))
     velocity = torch.where(drifts, bounced(world, place, motion.velocity), steered)
     place = torch.where(drifts, place + velocity, place)
     out = (place < world.low) | (place > world.high)
     velocity = torch.where(drifts & out & world.turns, -velocity, velocity)
-    place = torch.minimum(torch.maximum(place, world.low), world.high)
+    place = place.clamp(world.low, world.high)
     gone = (drifts & out & ~world.turns).any(-1, keepdim=True)
     fresh = begin(world, rng)
     return Motion(torch.where(gone, fresh.place, place), torch.where(gone, fresh.velocity, velocity))
@@ -192,46 +187,39 @@ class Worlds(Prior):
     def stacks(self, worlds: World, generator: torch.Generator) -> Tensor:
         """What the teacher sees in each of the worlds, (N * settings.kept, *spec.shape)."""
         kept, every = self.settings.kept, self.settings.every
-        return torch.cat(list(islice(self.played(worlds, kept * every, generator), every - 1, None, every)))
+        shown = islice(self.played(worlds, kept * every, generator), every - 1, None, every)
+        return torch.cat([stacks for stacks, _, _ in shown])
 
     @torch.no_grad()
-    def played(self, world: World, steps: int, rng: torch.Generator) -> Iterator[Tensor]:
-        """What the teacher sees at each of its decisions: (N, *spec.shape)."""
-        motion = begin(world, rng)
-        none = torch.zeros(len(world.ground), dtype=torch.int64, device=self.device)
-        frames: list[Tensor] = []
-        while True:
-            frames = [*frames[-self.spec.stack + 1 :], self.frame(world, motion.place)]
-            if len(frames) < self.spec.stack:
-                motion = advance(world, motion, none, rng)
-                continue
-            stacks = torch.cat(frames, 1)
-            stacks = stacks.permute(0, 2, 3, 1).contiguous() if self.spec.layout == "HWC" else stacks
-            yield stacks
-            steps -= 1
-            if not steps:
-                return
-            motion = advance(world, motion, self.decide(stacks, rng), rng)
+    def played(self, world: World, steps: int, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """At each decision what the teacher sees (N, *spec.shape), its outputs and, if it has them, values (N,).
 
-    def decide(self, stacks: Tensor, rng: torch.Generator) -> Tensor:
-        """Actions (N,) int64 drawn from the teacher's policy, now and then at random."""
-        outputs = check_finite(self.teacher(stacks), "teacher")
-        policy = log_policy(outputs, self.teacher.config.output_scale).exp()
-        policy = (1 - RANDOM_ACTIONS) * policy + RANDOM_ACTIONS / policy.shape[1]
-        return torch.multinomial(policy, 1, generator=rng).squeeze(1)
+        Actions are drawn from its policy, now and then at random.
+        """
+        teacher, motion = self.teacher, begin(world, rng)
+        actions = torch.zeros(len(world.ground), dtype=torch.int64, device=self.device)
+        frames: list[Tensor] = []
+        for step in range(1 - self.spec.stack, steps):
+            frames = [*frames[1 - self.spec.stack :], self.frame(world, motion.place)]
+            if step >= 0:
+                stacks = torch.cat(frames, 1)
+                stacks = stacks.permute(0, 2, 3, 1).contiguous() if self.spec.layout == "HWC" else stacks
+                outputs, values = teacher.with_value(stacks) if teacher.config.value else (teacher(stacks), None)
+                policy = log_policy(check_finite(outputs, "teacher"), teacher.config.output_scale).exp()
+                yield stacks, outputs, values
+                policy = (1 - RANDOM_ACTIONS) * policy + RANDOM_ACTIONS / policy.shape[1]
+                actions = torch.multinomial(policy, 1, generator=rng).squeeze(1)
+            motion = advance(world, motion, actions, rng)
 
     def frame(self, world: World, place: Tensor) -> Tensor:
         """One frame (N, colours, height, width) in the spec's dtype."""
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
-        covered = []
-        for axis, side in enumerate(self.sides):
-            line = torch.arange(side, device=self.device, dtype=torch.float32)
-            first = place[..., axis].floor().unsqueeze(-1)
-            covers = (line >= first) & (line < first + world.size[..., axis].unsqueeze(-1))
-            ground = torch.ones((len(place), 1, side), device=self.device)
-            covered.append(torch.cat([ground, covers.float()], 1).unsqueeze(1))
-        tones = torch.cat([low + (high - low) * world.ground.unsqueeze(2), (high - low) * world.tone], 2)
-        return drawn(tones, *covered).squeeze(1).clamp_(low, high).to(self.spec.torch_dtype)
+        covered = [
+            covering(torch.arange(side, device=self.device), place[..., axis], world.size[..., axis]).unsqueeze(1)
+            for axis, side in enumerate(self.sides)
+        ]
+        frame = drawn(low + (high - low) * world.ground, (high - low) * world.tone, *covered)
+        return frame.squeeze(1).clamp_(low, high).to(self.spec.torch_dtype)
 
     def draw(self, count: int, rng: torch.Generator) -> World:
         """So many worlds, drawn anew."""
@@ -300,10 +288,8 @@ class Rally(Worlds):
 
     def draw(self, count: int, rng: torch.Generator) -> World:
         """See Worlds; all alike but for tones, which vary by a few hundredths."""
-        role, size, low, high, speed, tone = (
-            torch.tensor(column, device=self.device).expand(count, *torch.tensor(column).shape)
-            for column in zip(*RALLY, strict=True)
-        )
+        columns = [torch.tensor(column, device=self.device) for column in zip(*RALLY, strict=True)]
+        role, size, low, high, speed, tone = (column.expand(count, *column.shape) for column in columns)
         tones = tone.unsqueeze(1) + uniform(rng, (count, self.colours, len(RALLY)), -0.04, 0.04)
         return World(
             ground=0.34 + uniform(rng, (count, self.colours), -0.04, 0.04),
