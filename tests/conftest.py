@@ -22,9 +22,10 @@ from gasim_ray.core.model import save_model
 
 REPOSITORY = Path(__file__).parents[1]
 
-# Ray reads these when it is imported: the cluster, the tests and what they start share one secret.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# Ray reads these when it is imported: the cluster, the tests and what they start share one secret; each worker of
+# pytest-xdist has its own, by which it tells its processes from those of the others.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 # Networks are so small here that threads only wait for each other.
 torch.set_num_threads(1)

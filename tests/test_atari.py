@@ -44,6 +44,7 @@ from gasim_ray.teachers import ImportOptions, import_teacher
 from gasim_ray.training import recipes, rllib
 from gasim_ray.training.actor_critic import initialise
 from gasim_ray.training.array_ppo import advantages
+from gasim_ray.training.game_appo import stretches
 from gasim_ray.training.game_dqn import GameReplay
 from gasim_ray.training.precision import bf16_is_faster
 from gasim_ray.training.progress import Progress
@@ -148,6 +149,40 @@ def test_a_training_on_games_leaves_a_teacher_and_goes_on(tmp_path: Path) -> Non
     again = train_policy(replace(settings, max_steps=4_096), tmp_path / "pong", reports.append, resume=True)
     assert again.config.source["environment_steps"] == 4_096
     assert [r.steps for r in reports][-1] == 4_096
+
+
+def test_appo_on_games_learns_from_rollouts_of_a_runner_of_its_own(tmp_path: Path) -> None:
+    settings = PolicyTraining(PONG, "appo", width=TINY, max_steps=1_600, episodes=2, bf16=False, env_runners=1)
+    teacher = train_policy(settings, tmp_path / "pong", lambda _: None)
+    source = teacher.config.source
+    assert (source["algorithm"], source["environment_steps"] >= 1_600) == ("appo", True)
+    # What starts at zero is no longer zero once it has learned.
+    assert all(tensor.abs().max() > 0 for name, tensor in teacher.network.state_dict().items() if "bias" in name)
+
+
+@given(ended=st.lists(st.booleans(), min_size=1, max_size=12))
+def test_stretches_hold_every_step_once_and_end_where_the_game_did(ended: list[bool]) -> None:
+    steps = len(ended)
+    played = {
+        "actions": np.arange(steps),
+        "rewards": np.arange(steps) / 2,
+        "action_dist_inputs": np.ones((steps, 3)),
+        "action_logp": -np.arange(steps),
+    }
+    episodes = stretches(np.arange(steps + 1), played, np.array(ended))
+    assert np.concatenate([episode.actions.data for episode in episodes]).tolist() == list(range(steps))
+    assert [episode.is_terminated for episode in episodes] == [True] * sum(ended) + [False] * (not ended[-1])
+    for episode in episodes:
+        (first, *_), count = episode.actions.data, len(episode)
+        assert episode.observations.data.tolist() == list(range(first, first + count + 1))
+        assert episode.rewards.data.tolist() == [step / 2 for step in range(first, first + count)]
+
+
+def test_a_first_convolution_does_not_see_a_picture_s_level() -> None:
+    first = policy().network.convolutions[0]  # type: ignore[index]
+    grey, white = (first(torch.full((1, 4, 84, 84), level)) for level in (0.3, 1.0))
+    torch.testing.assert_close(grey, torch.zeros_like(grey), atol=1e-5, rtol=0)
+    torch.testing.assert_close(white, torch.zeros_like(white), atol=1e-5, rtol=0)
 
 
 def test_dqn_on_games_learns_from_its_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,16 +185,17 @@ def test_generators_begin_where_a_node_joins(on_premises: OnPremises) -> None:
     run = head.home / "elastic"
     script = (on_premises.file, CLUSTER / "gasim.py", "--")
     assert "4 is free" in on_premises.ray("submit", *script, *DISTILL, "--generator.actors", 5, "--out", run, code=1)
-    budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 40, "--out", run)
+    budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 200, "--out", run)
     with ThreadPoolExecutor(1) as pool:
-        ending = pool.submit(on_premises.ray, "submit", *script, *DISTILL, *budget)
+        ending = pool.submit(on_premises.ray, "submit", *script, *DISTILL, *budget, code=1)
         wait_for(lambda: alive(run) == 3)
         assert (
             on_premises.on(late, f"RAY_AUTH_MODE=token ray start --num-cpus=2 --address={head.address}:6379").returncode
             == 0
         )
         wait_for(lambda: alive(run) == 5)
-        ending.result()
+        on_premises.on(head, f"pkill -INT -f gasim.py.*{run}")
+        assert "go on with" in ending.result()
 
 
 def alive(run: Path) -> int:

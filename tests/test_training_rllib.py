@@ -32,7 +32,7 @@ def small(algo: str, **changed: Any) -> PolicyTraining:
     return PolicyTraining(**(given | {"stop_return": 1e9, "evaluate_seconds": 1e9} | changed))
 
 
-@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+@pytest.mark.parametrize("algo", ["ppo", "dqn", "appo"])
 def test_a_training_leaves_a_teacher(tmp_path: Path, algo: str) -> None:
     reports: list[Progress] = []
     trained = train_policy(small(algo), tmp_path / "teacher", reports.append)

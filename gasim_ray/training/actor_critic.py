@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -17,6 +18,10 @@ from gasim_ray.core.observation import ObservationSpec
 
 #: Gain of the last layer's rows for the policy: all actions equally likely at first (Huang et al. 2022, "37 details").
 POLICY_GAIN = 0.01
+
+#: What the first convolution's filters are multiplied by once their means are gone. Own: a game's picture is mostly one
+#: level, which such filters do not see, and its things stand out from it by a fraction of the range.
+CONTRAST = 4.0
 
 
 class ActorCritic(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
@@ -41,12 +46,19 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
 
 
 def initialise(model: Model) -> None:
-    """Orthogonal weights of gain sqrt 2, the last layer's policy rows small and its value row of gain 1; no biases."""
+    """Orthogonal weights of gain sqrt 2, the last layer's policy rows small and its value row of gain 1; no biases.
+
+    The first convolution's filters have no mean: they see contrasts, not levels.
+    """
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in layers:
         nn.init.orthogonal_(layer.weight, 2**0.5)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+    first = layers[0].weight
+    with torch.no_grad():
+        first -= first.mean(dim=tuple(range(1, first.dim())), keepdim=True)
+        first *= CONTRAST
     last = layers[-1].weight
     nn.init.orthogonal_(last[:-1], POLICY_GAIN)
     nn.init.orthogonal_(last[-1:], 1.0)

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
@@ -17,9 +18,10 @@ from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.training.actor_critic import ActorCritic
 from gasim_ray.training.array_ppo import ArrayPPO, GameRunner
+from gasim_ray.training.game_appo import EpisodeRunner, TargetActorCritic
 from gasim_ray.training.game_dqn import GameDQN, GameQ, GreedyRunner
 from gasim_ray.training.precision import bf16_is_faster
-from gasim_ray.training.recipes import DQNRecipe, PPORecipe, game_network, recipe_for
+from gasim_ray.training.recipes import APPORecipe, DQNRecipe, PPORecipe, game_network, recipe_for
 from gasim_ray.training.replay_dqn import ReplayDQN
 
 if TYPE_CHECKING:
@@ -37,11 +39,13 @@ def build_algorithm(settings: PolicyTraining, observation: ObservationSpec) -> A
     """
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    recipe = recipe_for(settings.algo, settings.env, settings.envs)
+    recipe, game = recipe_for(settings.algo, settings.env, settings.envs), is_atari(settings.env)
     if isinstance(recipe, DQNRecipe):
-        config = _game_dqn(recipe, settings, observation) if is_atari(settings.env) else _vector_dqn(recipe, settings)
+        config = _game_dqn(recipe, settings, observation) if game else _vector_dqn(recipe, settings)
+    elif isinstance(recipe, PPORecipe):
+        config = _game_ppo(recipe, settings, observation) if game else _vector_ppo(recipe, settings)
     else:
-        config = _game_ppo(recipe, settings, observation) if is_atari(settings.env) else _vector_ppo(recipe, settings)
+        config = _game_appo(recipe, settings, observation) if game else _vector_appo(recipe, settings)
     config = (
         config.environment(settings.env)
         .env_runners(
@@ -89,7 +93,7 @@ def _game_dqn(recipe: DQNRecipe, settings: PolicyTraining, observation: Observat
 
 def _ppo(config: PPOConfig, recipe: PPORecipe, settings: PolicyTraining) -> Any:
     return config.training(
-        lr=[[0, recipe.lr], [settings.max_steps, 0.0]] if recipe.anneal else recipe.lr,
+        lr=_step_size(recipe, settings),
         gamma=recipe.gamma,
         lambda_=recipe.lambda_,
         train_batch_size_per_learner=recipe.envs * recipe.fragment * max(1, settings.env_runners),
@@ -106,9 +110,17 @@ def _ppo(config: PPOConfig, recipe: PPORecipe, settings: PolicyTraining) -> Any:
     )
 
 
+def _step_size(recipe: PPORecipe | APPORecipe, settings: PolicyTraining) -> Any:
+    return [[0, recipe.lr], [settings.max_steps, 0.0]] if recipe.anneal else recipe.lr
+
+
+def _two_networks(settings: PolicyTraining) -> DefaultModelConfig:
+    """One for the policy and one for the value."""
+    return DefaultModelConfig(fcnet_hiddens=list(settings.hidden), fcnet_activation="tanh", vf_share_layers=False)
+
+
 def _vector_ppo(recipe: PPORecipe, settings: PolicyTraining) -> Any:
-    network = DefaultModelConfig(fcnet_hiddens=list(settings.hidden), fcnet_activation="tanh", vf_share_layers=False)
-    return _ppo(PPOConfig(), recipe, settings).rl_module(model_config=network)
+    return _ppo(PPOConfig(), recipe, settings).rl_module(model_config=_two_networks(settings))
 
 
 def _game_ppo(recipe: PPORecipe, settings: PolicyTraining, observation: ObservationSpec) -> Any:
@@ -117,6 +129,33 @@ def _game_ppo(recipe: PPORecipe, settings: PolicyTraining, observation: Observat
         _ppo(PPOConfig(algo_class=ArrayPPO), recipe, settings)
         .env_runners(env_runner_cls=GameRunner)
         .rl_module(rl_module_spec=RLModuleSpec(module_class=ActorCritic, model_config=network))
+    )
+
+
+def _appo(recipe: APPORecipe, settings: PolicyTraining) -> Any:
+    return APPOConfig().training(
+        lr=_step_size(recipe, settings),
+        gamma=recipe.gamma,
+        train_batch_size_per_learner=recipe.envs * recipe.fragment * recipe.rollouts,
+        entropy_coeff=recipe.entropy,
+        clip_param=recipe.clip,
+        vf_loss_coeff=1.0,
+        grad_clip=30.0,
+        circular_buffer_num_batches=recipe.kept,
+        circular_buffer_iterations_per_batch=2,
+    )
+
+
+def _vector_appo(recipe: APPORecipe, settings: PolicyTraining) -> Any:
+    return _appo(recipe, settings).rl_module(model_config=_two_networks(settings))
+
+
+def _game_appo(recipe: APPORecipe, settings: PolicyTraining, observation: ObservationSpec) -> Any:
+    network = _game_network(settings, observation, recipe.envs * recipe.fragment)
+    return (
+        _appo(recipe, settings)
+        .env_runners(env_runner_cls=EpisodeRunner)
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=TargetActorCritic, model_config=network))
     )
 
 

@@ -49,7 +49,7 @@ def advantages(rewards: Floats, values: Floats, ended: npt.NDArray[np.bool_], ga
 
 
 class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
-    """Plays its games side by side and gives every round as rows of arrays; for PPO, advantages included."""
+    """Plays its games side by side and gives every round as rows of arrays."""
 
     def make_env(self) -> None:
         """See EnvRunner."""
@@ -60,8 +60,21 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         self.random = np.random.default_rng()
         self.score = np.zeros(self.num_envs)
 
-    def sample(self, **_: Any) -> list[Rows]:
-        """One round of `rollout_fragment_length` steps of every game, as one set of rows."""
+    def sample(self, **_: Any) -> list[Any]:
+        """One round as one set of rows, advantages included."""
+        played, values, ended = self.play()
+        gained = advantages(played.pop(Columns.REWARDS), values, ended, self.config.gamma, self.config.lambda_)
+        rows = {
+            **played,
+            Postprocessing.ADVANTAGES: gained,
+            Postprocessing.VALUE_TARGETS: gained + values[:-1],
+        }
+        return [{name: array.reshape(-1, *array.shape[2:]) for name, array in rows.items()}]
+
+    def play(self) -> tuple[Rows, Floats, npt.NDArray[np.bool_]]:
+        """A round of `rollout_fragment_length` steps of every game under the policy: rows (steps, games, ...) of what
+        was seen, answered, done and gained; values (steps + 1, games) of the states; and whether it ended there.
+        """
         now = self.begin()
         steps = self.config.get_rollout_fragment_length(self.worker_index)
         seen = np.empty((steps, *now.shape), np.uint8)
@@ -82,17 +95,15 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
             self.count(rewards[t], ended[t])
         self.end(now, actions.size)
         values[steps] = self._answers(now)[1]
-        gained = advantages(rewards, values, ended, self.config.gamma, self.config.lambda_)
         chosen = np.take_along_axis(log_softmax(logits, axis=-1), actions[..., None], 2)[..., 0]
-        rows = {
+        played = {
             Columns.OBS: seen,
             Columns.ACTIONS: actions,
             Columns.ACTION_DIST_INPUTS: logits,
             Columns.ACTION_LOGP: chosen,
-            Postprocessing.ADVANTAGES: gained,
-            Postprocessing.VALUE_TARGETS: gained + values[:-1],
+            Columns.REWARDS: rewards,
         }
-        return [{name: array.reshape(-1, *array.shape[2:]) for name, array in rows.items()}]
+        return played, values, ended
 
     def begin(self) -> npt.NDArray[np.uint8]:
         """What the games show, which are started if they are not under way."""

@@ -68,6 +68,37 @@ class PPORecipe:
     anneal: bool = False
 
 
+@dataclass(frozen=True)
+class APPORecipe:
+    """Settings of APPO: PPO whose rollouts arrive while it learns (Luo et al. 2020, with V-trace)."""
+
+    #: Adam's step size.
+    lr: float = 5e-4
+    #: Environments that one runner steps side by side.
+    envs: int = 16
+    #: Steps of each environment in one rollout.
+    fragment: int = 50
+    #: Rollouts of one runner that make one gradient step.
+    rollouts: int = 1
+    #: Batches kept for a second gradient step, see RLlib's circular buffer.
+    kept: int = 4
+    #: Discount.
+    gamma: float = 0.99
+    #: Weight of the policy's entropy.
+    entropy: float = 0.01
+    #: Largest change of an action's probability ratio that is rewarded.
+    clip: float = 0.4
+    #: Whether the step size falls along a line to nothing at the last step.
+    anneal: bool = False
+
+
+#: Any of the three.
+Recipe = DQNRecipe | PPORecipe | APPORecipe
+
+#: Atari's games. RLlib's example for Pong (pong_appo.py), from memory: lr 5e-4, rollouts of 50, batches of 500, entropy
+#: 0.01, four batches kept. Own: lr falls to 0.
+ATARI_APPO = APPORecipe(anneal=True)
+
 #: Atari's games. Schulman et al. 2017, table 5: lr 2.5e-4 falling to 0, 128 steps of 8 environments, 32 x 8
 #: transitions, 3 epochs, clip 0.1 falling to 0, value loss 1, entropy 0.01. Own: 16 environments and twice the step
 #: size, since a round is twice as large; clip stays, value loss 0.5.
@@ -81,7 +112,7 @@ ATARI_DQN = DQNRecipe(
 )  # fmt: skip
 
 #: (algorithm, environment) -> settings; another environment takes the algorithm's defaults above.
-RECIPES: dict[tuple[str, str], DQNRecipe | PPORecipe] = {
+RECIPES: dict[tuple[str, str], Recipe] = {
     # zoo: lr 2.3e-3, batch 64, gamma 0.99, 256 steps then 128 updates, epsilon 0.04 after 16 % of 50 k. Own: half the
     # step size and a slower target. Three-step targets met 500 after 13 k steps; one-step ones were at 190 after 46 k
     # (a seed each), so all recipes take three.
@@ -133,12 +164,15 @@ def game_network(name: Literal["small", "nature", "impala"], width: float) -> di
     return {"name": "cnn", "filters": filters, "hidden": [wide(units)]}
 
 
-def recipe_for(algo: str, env: str, envs: int | None = None) -> DQNRecipe | PPORecipe:
+#: algorithm -> its defaults, those for Atari's games.
+DEFAULTS: dict[str, tuple[Recipe, Recipe]] = {
+    "dqn": (DQNRecipe(), ATARI_DQN),
+    "ppo": (PPORecipe(), ATARI_PPO),
+    "appo": (APPORecipe(), ATARI_APPO),
+}
+
+
+def recipe_for(algo: str, env: str, envs: int | None = None) -> Recipe:
     """Settings for the pair, or the algorithm's defaults; `envs` replaces the number of environments."""
-    usual: DQNRecipe | PPORecipe
-    if algo == "dqn":
-        usual = ATARI_DQN if is_atari(env) else DQNRecipe()
-    else:
-        usual = ATARI_PPO if is_atari(env) else PPORecipe()
-    found = RECIPES.get((algo, env)) or usual
+    found = RECIPES.get((algo, env)) or DEFAULTS[algo][is_atari(env)]
     return found if envs is None else replace(found, envs=envs)

@@ -1,4 +1,4 @@
-"""Trains a policy with RLlib (PPO or DQN, new API stack) and keeps the best greedy one as a teacher.
+"""Trains a policy with RLlib (PPO, DQN or APPO, new API stack) and keeps the best greedy one as a teacher.
 
 The training folder is the teacher folder: `config.json` and `model.safetensors` appear when the training ends; until
 then, and afterwards if its goal was not reached, `checkpoint/` holds what `resume` needs.
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from ray.rllib.core import DEFAULT_MODULE_ID
 
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
@@ -48,7 +49,7 @@ class PolicyTraining:
     env: str
     """Gymnasium id of the environment; its actions must be discrete."""
 
-    algo: Literal["ppo", "dqn"]
+    algo: Literal["ppo", "dqn", "appo"]
     """RLlib's algorithm."""
 
     hidden: tuple[int, ...] = (256, 256)
@@ -230,9 +231,11 @@ class _Training:
 
     def current(self) -> Model:
         """The policy as it is now, as a teacher."""
-        module = self.algorithm.get_module()
+        module = copy.deepcopy(self.algorithm.get_module())
+        # The learner's, since runners of their own fetch theirs and this process's module lags behind.
+        module.set_state(self.algorithm.learner_group.get_weights(inference_only=True)[DEFAULT_MODULE_ID])
         if is_atari(self.settings.env):
-            model: Model = copy.deepcopy(module.model).cpu()
+            model: Model = module.model.cpu()
             return model.computing(False, False).frozen()
         return model_from_module(module, self.observation, {})
 
