@@ -233,7 +233,7 @@ class _Training:
         """The policy as it is now, as a teacher."""
         module = copy.deepcopy(self.algorithm.get_module())
         # The learner's, since runners of their own fetch theirs and this process's module lags behind.
-        module.set_state(self.algorithm.learner_group.get_weights(inference_only=True)[DEFAULT_MODULE_ID])
+        module.set_state(self.algorithm.learner_group.get_weights()[DEFAULT_MODULE_ID])
         if is_atari(self.settings.env):
             model: Model = module.model.cpu()
             return model.computing(False, False).frozen()
