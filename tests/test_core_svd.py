@@ -36,11 +36,13 @@ def student(of: Model, **changed: Any) -> Model:
 
 
 @pytest.mark.parametrize(("value", "scale"), [(False, 1.0), (True, 1.0), (False, 5.0)])
-def test_at_full_rank_nothing_is_lost(value: bool, scale: float) -> None:
+@pytest.mark.parametrize("ranks", [{"rank": 12}, {"ranks": [4]}, {"rank": 12, "ranks": [4]}])
+@pytest.mark.parametrize("seen", [False, True])
+def test_at_full_rank_nothing_is_lost(value: bool, scale: float, ranks: dict[str, Any], seen: bool) -> None:
     whole = teacher(value, scale)
-    low = student(whole, rank=12)
+    low = student(whole, **ranks)
     assert svd_obstacle(whole, low) is None
-    factor(whole, low)
+    factor(whole, low, narrow_observations(40) if seen else None)
     observations = torch.randint(0, 255, (50, 1, 28, 28), dtype=torch.uint8)
     expected = policy_logits(whole(observations), scale)
     torch.testing.assert_close(policy_logits(low(observations), 1.0), expected, atol=1e-4, rtol=1e-3)
@@ -60,6 +62,7 @@ def test_no_product_of_that_rank_is_nearer(rank: int) -> None:
     [
         ({}, "no layer of lower rank"),
         ({"rank": 13}, r"rank 13 is more than head\.0\.weight has; give at most 12"),
+        ({"ranks": [5]}, r"rank 5 is more than convolutions\.0\.weight has; give at most 4"),
         ({"rank": 2, "hidden": [10]}, r"head\.0\.weight is \[12, 324\] in the teacher, \[10, 324\] in the student"),
         ({"rank": 2, "hidden": [12, 12]}, r"head\.2\.weight is \[3, 12\] in the teacher, \[12, 12\]"),
         ({"rank": 2, "filters": [[4, 4, 4]]}, r"head\.0\.weight is \[12, 324\] in the teacher"),
@@ -104,23 +107,27 @@ def test_a_value_that_is_learnt_counts() -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_where_it_matters_less_is_lost_on_what_is_read_and_nothing_at_full_rank() -> None:
-    whole, observations = teacher(True), narrow_observations(600)
+@pytest.mark.parametrize(("name", "low", "full"), [("rank", 2, 12), ("ranks", [2], [4])])
+def test_where_it_matters_less_is_lost_on_what_is_read_and_nothing_at_full_rank(name: str, low: Any, full: Any) -> None:
+    # Striped, since under a small kernel other patterns are anything.
+    whole, observations = teacher(True), narrow_observations(600, striped=True)
     whole.network.head[-1].weight.data[:, 3:] *= 0.01  # type: ignore[index, union-attr]
-    fresh, losses = narrow_observations(300, seed=1), []
+    fresh, losses = narrow_observations(300, seed=1, striped=True), []
     expected = log_policy(whole(fresh), 1.0)
-    for rank, seen in ((2, None), (2, observations), (12, observations)):
-        low = student(whole, rank=rank)
-        factor(whole, low, seen)
-        answered = log_policy(low(fresh), 1.0).detach()
+    for rank, seen in ((low, None), (low, observations), (full, observations)):
+        made = student(whole, **{name: rank})
+        factor(whole, made, seen)
+        answered = log_policy(made(fresh), 1.0).detach()
         losses.append(float((expected.exp() * (expected - answered)).sum(1).mean()))
     assert losses[1] < 0.3 * losses[0]
     assert losses[2] < 1e-6
 
 
-def narrow_observations(count: int, seed: int = 0) -> Tensor:
-    """Pictures that are sums of three patterns."""
+def narrow_observations(count: int, seed: int = 0, striped: bool = False) -> Tensor:
+    """Pictures that are sums of three patterns; striped ones do not change along their columns."""
     patterns = torch.rand((3, 28 * 28), generator=torch.Generator().manual_seed(7)) * 80
+    if striped:
+        patterns = patterns[:, :28].repeat(1, 28)
     shares = torch.rand((count, 3), generator=torch.Generator().manual_seed(seed))
     return (shares @ patterns).reshape(count, 1, 28, 28).to(torch.uint8)
 

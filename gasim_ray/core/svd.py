@@ -1,33 +1,35 @@
-"""A student that starts as the teacher with low-rank dense layers.
+"""A student that starts as the teacher with layers of low rank.
 
-A dense layer W is replaced by two, of which the product is W's best approximation of that rank (Eckart & Young 1936;
-for networks Denton et al. 2014): from weights alone, or where it matters on invented observations. All other layers are
-the teacher's own.
+A dense layer or a convolution W is replaced by two, of which the product is W's best approximation of that rank (Eckart
+& Young 1936; for networks Denton et al. 2014): from weights alone, or where it matters on invented observations. All
+other layers are the teacher's own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import log_policy
 
 #: Observations whose answers are looked at together.
-CHUNK = 1024
+CHUNK = 256
 #: Share of the mean variance that counts for directions which no observation shows.
 RIDGE = 1e-3
 
 
 def low_rank_layers(student: Model) -> list[str]:
-    """Names of the dense layers that are two, of which the first has no bias."""
+    """Names of the layers that are two, of which the first has no bias."""
     tensors = student.network.state_dict()
     bases = [name.removesuffix(".0.weight") for name in tensors if name.endswith(".0.weight")]
     pairs = [base for base in bases if f"{base}.1.bias" in tensors and f"{base}.0.bias" not in tensors]
-    return [base for base in pairs if tensors[f"{base}.0.weight"].dim() == tensors[f"{base}.1.weight"].dim() == 2]
+    return [base for base in pairs if tensors[f"{base}.0.weight"].dim() == tensors[f"{base}.1.weight"].dim()]
 
 
 def svd_obstacle(teacher: Model, student: Model) -> str | None:
@@ -35,14 +37,14 @@ def svd_obstacle(teacher: Model, student: Model) -> str | None:
     wanted = {name: list(tensor.shape) for name, tensor in student.network.state_dict().items()}
     low = low_rank_layers(student)
     if not low:
-        return "the student has no layer of lower rank (the setting `rank` of the architecture `cnn`)"
+        return "the student has no layer of lower rank (`rank` and `ranks` of the architecture `cnn`)"
     if getattr(teacher.network, "value", None) is not None:
         return "the teacher is a dueling network, whose answers are a sum of two layers'"
     for base in low:
         first, second = wanted.pop(f"{base}.0.weight"), wanted.pop(f"{base}.1.weight")
-        if first[0] > min(second[0], first[1]):
-            return f"rank {first[0]} is more than {base}.weight has; give at most {min(second[0], first[1])}"
-        wanted[f"{base}.weight"], wanted[f"{base}.bias"] = [second[0], first[1]], wanted.pop(f"{base}.1.bias")
+        if first[0] > (most := min(second[0], prod(first[1:]))):
+            return f"rank {first[0]} is more than {base}.weight has; give at most {most}"
+        wanted[f"{base}.weight"], wanted[f"{base}.bias"] = [second[0], *first[1:]], wanted.pop(f"{base}.1.bias")
     given = {name: list(tensor.shape) for name, tensor in teacher.network.state_dict().items()}
     if teacher.config.value and not student.config.value:
         for name in list(given)[-2:]:
@@ -64,7 +66,7 @@ def factor(teacher: Model, student: Model, observations: Tensor | None = None, v
     filled, given = student.network.state_dict(), dict(teacher.network.state_dict())
     for base in low_rank_layers(student):
         first, second, shift = (filled[f"{base}.{name}"] for name in ("0.weight", "1.weight", "1.bias"))
-        weight, bias = given.pop(f"{base}.weight"), given.pop(f"{base}.bias")
+        weight, bias = given.pop(f"{base}.weight").flatten(1), given.pop(f"{base}.bias")
         if observations is None:
             left, right = low_rank(weight, len(first))
         else:
@@ -72,7 +74,7 @@ def factor(teacher: Model, student: Model, observations: Tensor | None = None, v
             left, right = low_rank_in_use(weight, len(first), seen)
             bias = bias + (weight - left @ right) @ seen.mean
         for tensor, value in ((first, right), (second, left), (shift, bias)):
-            tensor.copy_(value)
+            tensor.copy_(value.reshape(tensor.shape))
     for name, tensor in given.items():
         filled[name].copy_(tensor[: len(filled[name])] if tensor.dim() else tensor)
     with torch.no_grad():
@@ -89,7 +91,7 @@ def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Use:
-    """What a dense layer reads, and how much the policy depends on what it answers."""
+    """What a layer reads, a convolution at each place, and how much the policy depends on what it answers."""
 
     #: (inputs,): mean of what is read.
     mean: Tensor
@@ -100,46 +102,59 @@ class Use:
 
 
 def use_of(teacher: Model, layer: str, observations: Tensor, value_weight: float = 0.0) -> Use:
-    """How a teacher uses the dense layer of that name on observations (N, *spec.shape)."""
+    """How a teacher uses the dense layer or convolution of that name on observations (N, *spec.shape)."""
+    used, bf16 = teacher.network.get_submodule(layer), teacher.bf16
     read: list[Tensor] = []
     answered: list[Tensor] = []
 
-    def keep(_: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        read.append(inputs[0].detach())
+    def keep(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        read.append(places(used, inputs[0].detach()))
         answered.append(output.detach().requires_grad_())
         return answered[-1]
 
-    hook, bf16 = teacher.network.get_submodule(layer).register_forward_hook(keep), teacher.bf16
+    count, total, squares, information = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
+    hook = used.register_forward_hook(keep)
     teacher.bf16 = False
     try:
-        information = sum(
-            (informed(teacher, part, answered, value_weight) for part in torch.split(observations, CHUNK)),
-            torch.zeros(()),
-        )
+        for part in torch.split(observations, CHUNK):
+            information = information + informed(teacher, part, answered, value_weight)
+            inputs = read.pop()
+            count, total = count + len(inputs), total + inputs.sum(0, dtype=torch.float64)
+            squares = squares + (inputs.T @ inputs).double()
     finally:
         teacher.bf16 = bf16
         hook.remove()
-    inputs = torch.cat(read)
-    return Use(inputs.mean(0), inputs.T.cov(correction=0), information / len(observations))
+    mean = total / count
+    return Use(mean.float(), squares / count - torch.outer(mean, mean), information / len(observations))
+
+
+def places(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What a layer reads as rows (N * places, inputs): for a convolution what lies under its kernel, for others all."""
+    if not isinstance(layer, nn.Conv2d):
+        return inputs
+    sizes = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return F.unfold(inputs, *sizes).transpose(1, 2).flatten(0, 1)  # type: ignore[arg-type]
 
 
 def informed(teacher: Model, observations: Tensor, answered: list[Tensor], value_weight: float) -> Tensor:
-    """Sum over observations of Fisher's information of the policy about what the layer last answered.
+    """Sum over observations of Fisher's information of the policy about what the layer last answered, at each place.
 
     The loss is half of that to second order; to it comes the value's squared error with its weight.
     """
     outputs, value = teacher.with_value(observations) if value_weight else (teacher(observations), None)
-    found = torch.zeros(())
+    answer, found = answered.pop(), torch.zeros(())
 
-    def gradient(answer: Tensor) -> Tensor:
-        return torch.autograd.grad(answer.sum(), answered[-1], retain_graph=True)[0]
+    def gradient(of: Tensor) -> Tensor:
+        """(N, outputs), or (N, places, outputs)."""
+        (slope,) = torch.autograd.grad(of.sum(), answer, retain_graph=True)
+        return slope.unsqueeze(1) if slope.dim() == 2 else slope.flatten(2).transpose(1, 2)
 
     for action in log_policy(outputs, teacher.config.output_scale).unbind(1):
         slope = gradient(action)
-        found = found + (action.detach().exp().unsqueeze(1) * slope).T @ slope
+        found = found + torch.einsum("n,nlo,nlp->op", action.detach().exp(), slope, slope)
     if value is not None:
         slope = gradient(value)
-        found = found + 2 * value_weight * slope.T @ slope
+        found = found + 2 * value_weight * torch.einsum("nlo,nlp->op", slope, slope)
     return found
 
 

@@ -26,6 +26,13 @@ def _padding(layer: Filter) -> list[int]:
     return [int(n) for n in layer[3]] if len(layer) > 3 else [0, 0, 0, 0]
 
 
+def _convolution(channels: int, layer: Filter, rank: int) -> nn.Module:
+    kernel, stride = _pair(layer[1]), _pair(layer[2])
+    if not rank:
+        return nn.Conv2d(channels, layer[0], kernel, stride)
+    return nn.Sequential(nn.Conv2d(channels, rank, kernel, stride, bias=False), nn.Conv2d(rank, layer[0], 1))
+
+
 def feature_shape(input_shape: tuple[int, ...], filters: Sequence[Filter]) -> tuple[int, int, int]:
     """(channels, height, width) after the convolutions of a (channels, height, width) picture."""
     channels, height, width = input_shape
@@ -41,7 +48,9 @@ def feature_shape(input_shape: tuple[int, ...], filters: Sequence[Filter]) -> tu
 class CNN(nn.Module):
     """Convolutions, then dense layers; with `dueling` a value stream of the same sizes (Wang et al. 2016).
 
-    With a `rank` the first dense layer is a product of two, of which the first has so many units and no bias.
+    With a `rank` the first dense layer is a product of two, of which the first has so many units and no bias. With
+    `ranks`, one for each convolution and 0 for a whole one, convolutions are likewise: one to so many channels without
+    a bias, then one of single pixels.
     """
 
     def __init__(
@@ -54,15 +63,18 @@ class CNN(nn.Module):
         hidden_activation: str = "relu",
         dueling: bool = False,
         rank: int = 0,
+        ranks: Sequence[int] = (),
     ) -> None:
         super().__init__()
         features = prod(feature_shape(input_shape, filters))
         if features < 1:
             raise ValueError("the filters leave nothing of a picture of this size")
+        if ranks and len(ranks) != len(filters):
+            raise ValueError(f"{len(ranks)} ranks for {len(filters)} convolutions")
         inputs = [input_shape[0], *(layer[0] for layer in filters)]
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels, layer[0], _pair(layer[1]), _pair(layer[2]))
-            for channels, layer in zip(inputs, filters, strict=False)
+            _convolution(channels, layer, inner)
+            for channels, layer, inner in zip(inputs, filters, ranks or [0] * len(filters), strict=False)
         )
         self.padding = [_padding(layer) for layer in filters]
         self.activation = ACTIVATIONS[activation]()
