@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent
 REAL = "real"
 #: The control that is trained on the data's labels as the teacher was; for classifiers.
 LABELS = "labels"
-#: Rows that saw data, with the names that tables give them.
+#: Rows that saw data, with the names that tables give them; what follows a dash is the student's size.
 CONTROLS = {REAL: "real observations", LABELS: "trained on the data"}
 
 Kind = Literal["distill", "speed", "chaos"]
@@ -49,6 +49,11 @@ class Cell:
     def config(self) -> DistillConfig:
         """The distillation; raises UserError while the teacher is not made."""
         return build_config(self.tree)
+
+    @property
+    def control(self) -> str:
+        """The row that saw data which this is; empty for a method."""
+        return control_of(self.method)
 
     @property
     def teacher(self) -> Path:
@@ -88,6 +93,12 @@ class Cell:
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def control_of(method: str) -> str:
+    """Which of CONTROLS a method's name stands for, with a student's size behind it or without; empty for none."""
+    name = method.partition("-")[0]
+    return name if name in CONTROLS else ""
+
+
 def without_off(value: Any) -> Any:
     """Leave out, at every depth, the keys whose value is 0, false, none, empty or `random` (where a student starts)."""
     if isinstance(value, dict):
@@ -124,7 +135,7 @@ def methods_of(declared: dict[str, Any]) -> list[str]:
 def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed: int) -> Cell:
     """One cell with all its settings; a variant is a method with other settings under a name of its own."""
     settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
-    variants = {**declared.get("variants", {}), **{name: {"method": "gasim"} for name in CONTROLS}}
+    variants = {**{name: {"method": "gasim"} for name in CONTROLS}, **declared.get("variants", {})}
     own = variants.get(method, {} if declared["kind"] == "chaos" else {"method": method})
     tree = merged(declared["config"], settings, own, {"seed": seed})
     group = declared["tasks"][task].get("group", suite)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.cells import CONTROLS, current_results, load_suite
+from benchmarks.cells import current_results, load_suite
 from gasim_ray.core.mixture import PRIORS
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.evaluation.datasets import find_source
@@ -70,7 +70,7 @@ def measured(
     """The method's recorded scores, task by task."""
     found = []
     for suite, results in recorded.items():
-        for task in dict.fromkeys(cell.task for cell in load_suite(suite) if cell.method not in CONTROLS):
+        for task in dict.fromkeys(cell.task for cell in load_suite(suite) if not cell.control):
             lines = [line for line in results if (line["task"], line["method"]) == (task, name)]
             found += [f"{task} {spread(lines)}"] if lines else []
     return f"Measured: {'; '.join(found) or 'nothing yet'}."

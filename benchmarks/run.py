@@ -26,7 +26,6 @@ import torch
 from rich.console import Console
 
 from benchmarks.cells import (
-    CONTROLS,
     LABELS,
     REAL,
     Cell,
@@ -42,6 +41,7 @@ from gasim_ray.actors.ray_workers import connect
 from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError, exit_code
 from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
+from gasim_ray.evaluation.compare import chance
 from gasim_ray.evaluation.controls import untrained
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.modes import modes_of_run
@@ -125,9 +125,9 @@ def record(cell: Cell) -> dict[str, Any]:
     elif cell.kind == "chaos":
         student, told = measure_fault(cell)
         result = {**score(cell, student), **told}
-    elif cell.method == REAL:
+    elif cell.control == REAL:
         result = measure_real(cell, teacher)
-    elif cell.method == LABELS:
+    elif cell.control == LABELS:
         result = measure_labels(cell, teacher)
     else:
         result = measure_method(cell)
@@ -135,7 +135,7 @@ def record(cell: Cell) -> dict[str, Any]:
         "suite": cell.suite,
         "task": cell.task,
         "method": cell.method,
-        "knowledge": "data" if cell.method in CONTROLS else knowledge_level(cell.config),
+        "knowledge": "data" if cell.control else knowledge_level(cell.config),
         "group": cell.group,
         "seed": cell.seed,
         "teacher_score": None,
@@ -243,14 +243,15 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
     task = task_of_teacher(cell.config.teacher, cell.episodes)
     scores, _ = task.measure({TEACHER: student.to(cell.config.device)})
     expected, outputs = answers(teacher, observations, TEACHER), answers(student, observations, "student")
+    controls = {"untrained": untrained_score(json.dumps(student.config.to_json()), cell.config.teacher, cell.episodes)}
+    if task.metric == "return":
+        controls["random"] = random_score(cell.config.teacher, cell.episodes)
     return {
         "metric": task.metric,
         "teacher_score": teacher_score,
         "student_score": scores[TEACHER].interval.mean,
         "worst_class_score": scores[TEACHER].worst_class_accuracy,
-        "controls": {
-            "untrained": untrained_score(json.dumps(student.config.to_json()), cell.config.teacher, cell.episodes)
-        },
+        "controls": controls,
         "agreement": same_action(expected, outputs),
         "kl": kl_nats(expected, teacher.config.output_scale, outputs, student.config.output_scale),
         "student_parameters": student.parameter_count,
@@ -269,6 +270,13 @@ def untrained_score(config: str, folder: str, episodes: int) -> float:
     """What a student of this configuration scores with fresh weights."""
     model = untrained(ModelConfig.from_json(json.loads(config)))
     return task_of_teacher(folder, episodes).measure({TEACHER: model})[0][TEACHER].interval.mean
+
+
+@lru_cache
+def random_score(folder: str, episodes: int) -> float:
+    """What random actions score where the teacher plays."""
+    random = chance(load_teacher(folder).config)
+    return task_of_teacher(folder, episodes).measure({TEACHER: random})[0][TEACHER].interval.mean
 
 
 def provenance() -> dict[str, Any]:

@@ -16,12 +16,12 @@ from typing import Any
 
 from benchmarks import scaling
 from benchmarks.cells import CONTROLS, ROOT, Cell, current_results, load_suite, read_results
+from benchmarks.game_tables import MISSING, game_rows
 from benchmarks.methods import method_pages, prior_rows
 from benchmarks.sweep_tables import SUITE, diversity_rows, sweep_rows
 
 FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT / "scaling.md", ROOT.parent / "docs" / "methods.md")
 MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-MISSING = "not measured"
 #: How a line of `speed` names its figures -> how tables do.
 SPEED_UNITS = {
     "seconds": "s",
@@ -65,6 +65,9 @@ def table(suite: str) -> str:
     if suite == "modes":
         return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"
     cells, results = load_suite(suite), current_results(suite)
+    if suite == "atari":
+        made_by = provenance("python -m benchmarks.run atari", list(results.values()))
+        return "\n".join([*game_rows(cells, results), "", made_by]) + "\n"
     rows = ROWS[cells[0].kind](cells, results)
     return "\n".join(rows) + "\n\n" + provenance(f"python -m benchmarks.run {suite}", list(results.values())) + "\n"
 

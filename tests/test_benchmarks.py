@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from benchmarks import cells, figures, pack, run, speed, tables
 from benchmarks.cells import LABELS, REAL, append_result, current_results, load_suite, read_results, suite_names
+from benchmarks.game_tables import game_rows
 from benchmarks.methods import method_pages
 from benchmarks.speed import SIDES
 from benchmarks.tables import mode_rows
@@ -236,6 +237,38 @@ def test_the_control_on_real_observations_says_what_it_took(suite: dict[str, Any
     check_line(line, REAL)
     assert (line["knowledge"], line["synthetic_observations"]) == ("data", 0)
     assert line["environment_steps"] > 50
+
+
+def test_a_control_may_have_students_of_several_sizes(suite: dict[str, Any]) -> None:
+    smaller = {"method": "gasim", "student": {"architecture": {"name": "mlp", "hidden": [4]}}}
+    declare({**suite, "methods": {"real-small": [0], "really": [0]}, "variants": {"real-small": smaller}})
+    with pytest.raises(UserError, match="really"):
+        load_suite("small")[1].config  # noqa: B018
+    (cell, method) = load_suite("small")
+    assert (cell.control, method.control) == (REAL, "")
+    line = run.record(cell)
+    assert (line["knowledge"], line["student_parameters"]) == ("data", 4 * 4 + 4 + 4 * 2 + 2)
+    assert 5 < line["controls"]["random"] < 60
+
+
+def test_a_game_s_table_shows_how_far_students_are_from_random(suite: dict[str, Any]) -> None:
+    declare({**suite, "tasks": {**suite["tasks"], "later": suite["tasks"]["cartpole"]}, "methods": {"noise": [0, 1]}})
+    shared = {
+        "teacher_score": 20.0, "controls": {"random": -20.0}, "teacher_parameters": 1000, "student_parameters": 120,
+        "knowledge": "generic", "kl": 0.012345, "agreement": 0.987, "synthetic_observations": 4000,
+        "environment_steps": 0,
+    }  # fmt: skip
+    cells_ = load_suite("small")
+    results = {
+        cell.name: {**shared, "method": cell.method, "student_score": score}
+        for cell, score in zip([c for c in cells_ if c.task == "cartpole"], (0.0, 10.0), strict=True)
+    }
+    assert game_rows(cells_, results)[2:] == [
+        "| cartpole | teacher | 1,000 |  | 20.0 | 1 |  |  |  |",
+        "| cartpole | random actions |  |  | -20.0 | 0 |  |  |  |",
+        "| cartpole | `noise` | 12.0 % | generic | 5.0 ± 7.1 (2) | 0.62 ± 0.18 (2) | 0.0123 | 98.7 % | 4,000 |",
+        "| later | all 1 |  |  | not measured |  |  |  |  |",
+    ]
 
 
 def test_a_policy_cannot_be_trained_on_labels(suite: dict[str, Any]) -> None:

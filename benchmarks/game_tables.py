@@ -1,0 +1,68 @@
+"""The table of Atari's games: one row a task and student, with how far it is from random to its teacher."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.cells import CONTROLS, Cell
+
+HEAD = ("task", "student", "parameters", "knowledge", "return", "normalised", "KL", "agreement", "observations")
+MISSING = "not measured"
+
+
+def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
+    """Mean and standard deviation over seeds; a task of which nothing is recorded is one row."""
+    rows = ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
+    for task in dict.fromkeys(cell.task for cell in cells):
+        own = [cell for cell in cells if cell.task == task]
+        lines = [results[cell.name] for cell in own if cell.name in results]
+        if not lines:
+            rows.append(row(task, f"all {len({cell.method for cell in own})}", *[""] * 2, MISSING))
+            continue
+        first = lines[0]
+        rows.append(row(task, "teacher", f"{first['teacher_parameters']:,}", "", f"{first['teacher_score']:.1f}", "1"))
+        rows.append(row(task, "random actions", "", "", f"{first['controls']['random']:.1f}", "0"))
+        for method in dict.fromkeys(cell.method for cell in own):
+            rows.append(student_row(task, method, [line for line in lines if line["method"] == method]))
+    return rows
+
+
+def row(*words: str) -> str:
+    """Cells of one row; what is left out is empty."""
+    return "| " + " | ".join([*words, *[""] * (len(HEAD) - len(words))]) + " |"
+
+
+def student_row(task: str, method: str, lines: list[dict[str, Any]]) -> str:
+    """A student's row over its seeds."""
+    control, _, size = method.partition("-")
+    name = f"{CONTROLS[control]} {size}".strip() if control in CONTROLS else f"`{method}`"
+    if not lines:
+        return row(task, name, "", "", MISSING)
+    share = 100 * lines[0]["student_parameters"] / lines[0]["teacher_parameters"]
+    scores = [line["student_score"] for line in lines]
+    shares = [normalised(line) for line in lines]
+    made = mean(line["environment_steps"] or line["synthetic_observations"] for line in lines)
+    return row(
+        task,
+        name,
+        f"{share:.1f} %",
+        lines[0]["knowledge"],
+        spread(scores, 1),
+        spread(shares, 2),
+        f"{mean(line['kl'] for line in lines):.3g}",
+        f"{100 * mean(line['agreement'] for line in lines):.1f} %",
+        f"{made:,.0f}",
+    )
+
+
+def normalised(line: dict[str, Any]) -> float:
+    """How far the student is from random actions, 0, to the teacher, 1 (as Mnih et al. 2015 do by humans)."""
+    random = line["controls"]["random"]
+    return float((line["student_score"] - random) / (line["teacher_score"] - random))
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean, standard deviation and number of seeds."""
+    deviation = f" ± {stdev(values):.{digits}f} ({len(values)})" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{deviation}"
