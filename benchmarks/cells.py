@@ -133,11 +133,17 @@ def methods_of(declared: dict[str, Any]) -> list[str]:
 
 
 def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed: int) -> Cell:
-    """One cell with all its settings; a variant is a method with other settings under a name of its own."""
+    """One cell with all its settings.
+
+    A variant is a method with other settings under a name of its own; a size, behind a dash, adds settings to either.
+    """
     settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
-    variants = {**{name: {"method": "gasim"} for name in CONTROLS}, **declared.get("variants", {})}
-    own = variants.get(method, {} if declared["kind"] == "chaos" else {"method": method})
-    tree = merged(declared["config"], settings, own, {"seed": seed})
+    name, _, size = method.rpartition("-")
+    sized = declared.get("sizes", {}).get(size)
+    variants = {**declared.get("variants", {}), **{name: {"method": "gasim"} for name in CONTROLS}}
+    name = method if sized is None else name
+    own = variants.get(name, {} if declared["kind"] == "chaos" else {"method": name})
+    tree = merged(declared["config"], settings, own, sized or {}, {"seed": seed})
     group = declared["tasks"][task].get("group", suite)
     return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), tree)
 

@@ -240,12 +240,16 @@ def test_the_control_on_real_observations_says_what_it_took(suite: dict[str, Any
 
 
 def test_a_control_may_have_students_of_several_sizes(suite: dict[str, Any]) -> None:
-    smaller = {"method": "gasim", "student": {"architecture": {"name": "mlp", "hidden": [4]}}}
-    declare({**suite, "methods": {"real-small": [0], "really": [0]}, "variants": {"real-small": smaller}})
+    smaller = {"student": {"architecture": {"name": "mlp", "hidden": [4]}}}
+    named = {"real-small": [0], "quick-small": [0], "quick": [0], "really": [0]}
+    quick = {"method": "noise", "student": {"steps": 3}}
+    declare({**suite, "methods": named, "sizes": {"small": smaller}, "variants": {"quick": quick}})
+    cell, small_, large, unknown = load_suite("small")
+    assert [c.control for c in (cell, small_, large, unknown)] == [REAL, "", "", ""]
+    assert [c.config.student.architecture["hidden"] for c in (small_, large)] == [[4], [8]]
+    assert [(c.config.method, c.config.student.steps) for c in (small_, large)] == [("noise", 3)] * 2
     with pytest.raises(UserError, match="really"):
-        load_suite("small")[1].config  # noqa: B018
-    (cell, method) = load_suite("small")
-    assert (cell.control, method.control) == (REAL, "")
+        unknown.config  # noqa: B018
     line = run.record(cell)
     assert (line["knowledge"], line["student_parameters"]) == ("data", 4 * 4 + 4 + 4 * 2 + 2)
     assert 5 < line["controls"]["random"] < 60
