@@ -214,7 +214,8 @@ def classifier(digits):
 
 def test_classifiers_are_measured_on_the_test_images(digits, classifier):
     fresh = untrained(classifier.config)
-    evaluation = evaluate_models("x", {"teacher": classifier, "student": fresh}, DatasetTask(digits))
+    evaluation, images = evaluate_models("x", {"teacher": classifier, "student": fresh}, DatasetTask(digits))
+    assert (images == digits.test_images).all()
     teacher, student = evaluation.rows
     with torch.no_grad():
         predicted = classifier(torch.from_numpy(digits.test_images)).argmax(1).numpy()

@@ -60,9 +60,23 @@ def test_all_frames_of_a_stack_are_shown_oldest_first(tmp_path, layout):
 
 def test_a_stack_is_shown_with_the_teachers_action_and_its_probability():
     spec = ObservationSpec((4, 6, 6), "float32", "CHW", (0.0,), (1.0,), stack=4)
-    outputs = np.log(np.array([[0.25, 0.75], [0.9, 0.1], [0.5, 0.5]], np.float32))
-    figure = samples._stacks(np.zeros((3, 4, 6, 6), np.float32), outputs, spec)
+    policies = np.array([[0.25, 0.75], [0.9, 0.1], [0.5, 0.5]], np.float32)
+    figure = samples._stacks(np.zeros((3, 4, 6, 6), np.float32), [samples._chosen(p) for p in policies], "", spec)
     assert [axes.get_title() for axes in figure.axes] == ["action 1: 75 %", "action 0: 90 %", "action 0: 50 %", ""]
+
+
+def test_the_worst_come_first_with_both_policies(tmp_path, monkeypatch):
+    spec = ObservationSpec((4, 6, 6), "float32", "CHW", (0.0,), (1.0,), stack=4)
+    stacks = np.broadcast_to(np.array([0.0, 0.5, 1.0], np.float32)[:, None, None, None], (3, 4, 6, 6))
+    teacher = np.array([[0.25, 0.75], [0.9, 0.1], [0.5, 0.5]], np.float32)
+    shown = []
+    draw = samples._stacks
+    monkeypatch.setattr(samples, "_stacks", lambda *given: (shown.append(given[:2]), draw(*given))[1])
+    samples.save_worst(tmp_path / "w.png", stacks, teacher, teacher[:, ::-1], np.array([0.1, 2.0, 0.5]), spec)
+    ((pictures, titles),) = shown
+    assert pictures[:, 0, 0, 0].tolist() == [0.5, 1.0, 0.0]
+    assert titles[0] == "KL 2: teacher's action 0: 90 %, student's action 1: 90 %"
+    assert imread(tmp_path / "w.png").shape[0] > 100
 
 
 def test_the_commonest_of_many_classes_are_shown(tmp_path):

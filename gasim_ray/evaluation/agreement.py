@@ -61,8 +61,12 @@ def kl_nats(teacher_outputs: Tensor, teacher_scale: float, student_outputs: Tens
     The scales are those of `ModelConfig.output_scale`.
     """
     teacher, student = log_policy(teacher_outputs, teacher_scale), log_policy(student_outputs, student_scale)
-    divergence = (teacher.exp() * (teacher - student)).sum(1).mean()
-    return float(divergence.clamp(min=0.0))  # rounding makes that of equal policies slightly negative
+    return float(divergence(teacher, student).mean().clamp(min=0.0))  # rounding makes that of equal ones negative
+
+
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL(teacher || student) (N,) in nats of logarithms of policies (N, actions)."""
+    return (teacher.exp() * (teacher - student)).sum(1)
 
 
 def agreement(teacher: Model, student: Model, observations: npt.NDArray[Any]) -> float:

@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from gasim_ray.core.model import Model, ModelConfig, load_model
+from gasim_ray.core.outputs import log_policy
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation.agreement import answers, check_same_task, kl_nats, same_action
+from gasim_ray.evaluation.agreement import answers, check_same_task, divergence, kl_nats, same_action
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.controls import Distil, control_models
+from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.intervals import Interval
 from gasim_ray.evaluation.latency import latency_ms
 from gasim_ray.evaluation.modes import ModeShares, modes_of_run
 from gasim_ray.evaluation.tasks import TEACHER, EnvironmentTask, Metric, Score, Task
+from gasim_ray.report.samples import save_worst
 from gasim_ray.run_folder import RunFolder, saved_config
 
 STUDENT = "student"
@@ -97,7 +100,10 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
     controls = control_models(run, student.config, teacher, task, distil)
     if is_atari(task.name):
         controls[CHANCE] = chance(teacher.config)
-    evaluation = evaluate_models(run.resolve().name, {TEACHER: teacher, STUDENT: student, **controls}, task)
+    models = {TEACHER: teacher, STUDENT: student, **controls}
+    evaluation, observations = evaluate_models(run.resolve().name, models, task)
+    if teacher.config.observation.is_image:
+        show_worst(run / "worst.png", teacher, student, observations)
     try:
         evaluation = replace(evaluation, modes=modes_of_run(run, task))
     except UserError as error:
@@ -116,8 +122,15 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
     return evaluation
 
 
-def evaluate_models(run: str, models: Mapping[str, Model], task: Task) -> Evaluation:
-    """Measure models, one of them named `TEACHER`, which have been checked to fit the task.
+def show_worst(path: Path, teacher: Model, student: Model, observations: Observations) -> None:
+    """Draw the real pictures on which the student's policy is farthest from the teacher's."""
+    mine, theirs = (log_policy(answers(m, observations), m.config.output_scale).float() for m in (student, teacher))
+    distance = divergence(theirs, mine).numpy()
+    save_worst(path, observations, theirs.exp().numpy(), mine.exp().numpy(), distance, teacher.config.observation)
+
+
+def evaluate_models(run: str, models: Mapping[str, Model], task: Task) -> tuple[Evaluation, Observations]:
+    """Measure models, one of them named `TEACHER`, which have been checked to fit the task; and on what.
 
     Raises UserError if one answers NaN.
     """
@@ -137,7 +150,7 @@ def evaluate_models(run: str, models: Mapping[str, Model], task: Task) -> Evalua
     if isinstance(task, EnvironmentTask):
         sticky = task.sticky_returns(models)
         rows = [replace(row, sticky=sticky.get(row.name)) for row in rows]
-    return Evaluation(run, task.name, task.metric, len(observations), tuple(rows))
+    return Evaluation(run, task.name, task.metric, len(observations), tuple(rows)), observations
 
 
 def chance(teacher: ModelConfig) -> Model:

@@ -1,7 +1,11 @@
-"""samples.png: what the generators invented, by the class or action that the teacher chooses for it."""
+"""samples.png: what the generators invented, by the class or action that the teacher chooses for it.
+
+And worst.png: the real observations on which a student is farthest from its teacher.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ MAX_ELEMENTS = 16
 
 Observations = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
+Policies = npt.NDArray[np.float32]
 
 
 def save_samples(
@@ -39,13 +44,34 @@ def save_samples(
     choices = teacher_outputs.argmax(1).astype(np.int64)
     counts = np.bincount(choices, minlength=teacher_outputs.shape[1])
     if spec.is_image and spec.stack > 1:
-        figure = _stacks(observations, teacher_outputs, spec)
+        titles = [_chosen(policy) for policy in softmax(teacher_outputs, axis=1)[:STACKS]]
+        heading = _title(observations, f"of which {len(titles)}, oldest frame first")
+        figure = _stacks(observations, titles, heading, spec)
     elif spec.is_image:
         figure = _image_grid(observations, choices, counts, spec)
     else:
         figure = _marginals(observations, choices, counts, spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, format="png")
+
+
+def save_worst(
+    path: Path, observations: Observations, teacher: Policies, student: Policies, kl: Policies, spec: ObservationSpec
+) -> None:
+    """Draw those of the pictures (N, *spec.shape) whose `kl` (N,), in nats, is highest, the worst first.
+
+    Beside each stand the likeliest actions of both policies (N, actions).
+    """
+    worst = np.argsort(-kl, kind="stable")[:STACKS]
+    titles = [f"KL {kl[i]:.2g}: teacher's {_chosen(teacher[i])}, student's {_chosen(student[i])}" for i in worst]
+    heading = f"farthest from the teacher among {len(observations):,} real observations"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _stacks(observations[worst], titles, heading, spec).savefig(path, dpi=100, format="png")
+
+
+def _chosen(policy: Policies) -> str:
+    action = int(policy.argmax())
+    return f"action {action}: {100 * policy[action]:.0f} %"
 
 
 def _image_grid(observations: Observations, choices: Labels, counts: Labels, spec: ObservationSpec) -> Figure:
@@ -72,16 +98,16 @@ def _image_grid(observations: Observations, choices: Labels, counts: Labels, spe
     return figure
 
 
-def _stacks(observations: Observations, outputs: npt.NDArray[np.float32], spec: ObservationSpec) -> Figure:
-    shown = min(STACKS, len(observations))
+def _stacks(observations: Observations, titles: Sequence[str], heading: str, spec: ObservationSpec) -> Figure:
+    shown = len(titles)
     rows = -(-shown // STACK_COLUMNS)
     _, height, width = spec.network_shape
     gap = 1 + width // 16
     figure = Figure(
-        figsize=(STACK_COLUMNS * (1.0 * spec.stack + 0.3), 1.25 * rows * height / width + 0.6), layout="constrained"
+        figsize=(STACK_COLUMNS * max(3.2, 1.0 * spec.stack + 0.3), 1.25 * rows * height / width + 0.6),
+        layout="constrained",
     )
-    figure.suptitle(_title(observations, f"of which {shown}, oldest frame first"), fontsize=10)
-    policies = softmax(outputs, axis=1)
+    figure.suptitle(heading, fontsize=10)
     for index, axes in enumerate(figure.subplots(rows, STACK_COLUMNS, squeeze=False).flat):
         axes.set_axis_off()
         if index >= shown:
@@ -90,8 +116,7 @@ def _stacks(observations: Observations, outputs: npt.NDArray[np.float32], spec: 
         for place, frame in enumerate(frames_of(observations[index], spec)):
             strip[:, place * (width + gap) : place * (width + gap) + width] = frame
         axes.imshow(strip, interpolation="nearest")
-        action = int(policies[index].argmax())
-        axes.set_title(f"action {action}: {100 * policies[index, action]:.0f} %", fontsize=8)
+        axes.set_title(titles[index], fontsize=8)
     return figure
 
 
