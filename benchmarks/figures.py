@@ -1,7 +1,8 @@
 """Draws score against seconds for every task whose cells kept snapshots: python -m benchmarks.figures.
 
-One picture a task under benchmarks/figures/: a line a method, the mean over its seeds, and the teacher's score. And one
-a recorded sweep: score against what makes generators diverse.
+One picture a task under benchmarks/figures/: a line a method, the mean over its seeds, and the teacher's score; of
+policies, KL on the teacher's real states against synthetic observations. And one a recorded sweep: score against what
+makes generators diverse.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def main() -> int:
         lines = [line for line in current_results(suite).values() if line.get("curve")]
         for task in dict.fromkeys(line["task"] for line in lines):
             print(draw(suite, task, [line for line in lines if line["task"] == task]))
+        grown = [line for line in current_results(suite).values() if line.get("growth")]
+        for task in dict.fromkeys(line["task"] for line in grown):
+            print(draw_growth(suite, task, [line for line in grown if line["task"] == task]))
     images = list(current_results("images").values())
     for task in merged_tasks(images):
         print(draw_modes(task, [line for line in images if line["task"] == task]))
@@ -73,6 +77,19 @@ def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", ncols=2)
     return save(figure, f"{suite}-{task}")
+
+
+def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
+    """Write how the KL of one task's students fell with what was invented, the first seed of each; returns its path."""
+    figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
+    for method in dict.fromkeys(line["method"] for line in lines):
+        first = next(line for line in lines if line["method"] == method)
+        _, observations, _, kl = zip(*first["growth"], strict=True)
+        axes.plot(observations, kl, marker=".", label=method)
+    axes.set(xlabel="synthetic observations", ylabel="KL on the teacher's real states, nats", title=task, yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small", ncols=3)
+    return save(figure, f"{suite}-{task}-growth")
 
 
 def save(figure: Any, name: str) -> str:

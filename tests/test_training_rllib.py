@@ -22,6 +22,7 @@ from gasim_ray.core.model import Model
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import load_teacher
 from gasim_ray.training.progress import Progress
+from gasim_ray.training.recipes import recipe_for
 from gasim_ray.training.replay_dqn import ArrayReplayBuffer, n_step_transitions
 from gasim_ray.training.rllib import PolicyTraining, train_policy
 
@@ -43,6 +44,8 @@ def test_a_training_leaves_a_teacher(tmp_path: Path, algo: str) -> None:
     assert loaded.config.outputs == ("q_values" if algo == "dqn" else "logits")
     assert (source["algorithm"], source["environment"], source["episodes"]) == (algo, "CartPole-v1", 3)
     assert source["environment_steps"] >= 2_500
+    assert (source["training"]["hidden"], source["training"]["max_steps"]) == ([8, 8], 2_500)
+    assert source["training"]["recipe"]["gamma"] == recipe_for(algo, "CartPole-v1").gamma
     assert math.isfinite(source["mean_return"])
     assert source["wall_seconds"] > 0
     assert [r.steps for r in reports] == sorted(r.steps for r in reports)

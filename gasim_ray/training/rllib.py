@@ -29,7 +29,7 @@ from gasim_ray.teachers import with_output_scale
 from gasim_ray.teachers.folder import replaced_folder, surviving_folder
 from gasim_ray.teachers.rllib_modules import model_from_module
 from gasim_ray.training.progress import Progress, Report
-from gasim_ray.training.recipes import STOP_RETURNS
+from gasim_ray.training.recipes import STOP_RETURNS, recipe_for
 
 #: Episodes of a first look at the greedy policy, and of the second, which decides; only a policy that is better than
 #: the best so far is looked at again.
@@ -100,6 +100,14 @@ class PolicyTraining:
         """Seconds between two greedy evaluations, at least."""
         usual = 600.0 if is_atari(self.env) else 10.0
         return usual if self.evaluate_seconds is None else self.evaluate_seconds
+
+    def facts(self) -> dict[str, Any]:
+        """What else made the policy than its source says: the network's settings, the last step, and the recipe."""
+        network = (
+            {"network": self.network, "width": self.width} if is_atari(self.env) else {"hidden": list(self.hidden)}
+        )
+        recipe = asdict(recipe_for(self.algo, self.env, self.envs))
+        return {**network, "max_steps": self.max_steps, "env_runners": self.env_runners, "recipe": recipe}
 
     @property
     def goal(self) -> float | None:
@@ -291,6 +299,7 @@ class _Training:
             "mean_return": round(float(returns.mean()), 3),
             "std_return": round(float(returns.std()), 3),
             "episodes": len(returns),
+            "training": self.settings.facts(),
             "versions": {"ray": ray.__version__},
         }
 
