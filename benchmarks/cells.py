@@ -149,12 +149,12 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
 
 
 def matches(cell: Cell, only: str) -> bool:
-    """Whether a cell has what `--only` asks for; raises UserError for a field that cells do not have."""
+    """Whether a cell has what `--only` asks for, `a|b` for either; raises UserError for a field that cells lack."""
     for condition in filter(None, only.split(",")):
         name, _, value = condition.partition("=")
         if name not in ("task", "method", "seed", "group"):
             raise UserError(f"only: {name!r} is not one of task, method, seed, group")
-        if str(getattr(cell, name)) != value:
+        if str(getattr(cell, name)) not in value.split("|"):
             return False
     return True
 

@@ -60,7 +60,7 @@ def main() -> int:
     """Record what is pending; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("suite", choices=suite_names())
-    parser.add_argument("--only", default="", help="task=...,method=...,seed=... that a cell must have")
+    parser.add_argument("--only", default="", help="task=...,method=...,seed=... that a cell must have; a|b for either")
     parser.add_argument("--size", choices=("cpu", "gpu"), default="cpu", help="cells that this machine can run")
     parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no cell that would end later")
     given = parser.parse_args()

@@ -218,6 +218,8 @@ def test_only_keeps_the_cells_that_are_asked_for(suite: dict[str, Any]) -> None:
     found = load_suite("small")
     assert [c.name for c in found if cells.matches(c, "method=gasim,seed=1")] == ["cartpole-gasim-1"]
     assert len([c for c in found if cells.matches(c, "")]) == 4
+    either = [c.name for c in load_suite("small") if cells.matches(c, "method=noise|gasim,seed=0")]
+    assert either == ["cartpole-noise-0", "cartpole-gasim-0"]
     with pytest.raises(UserError, match="only: 'sed'"):
         cells.matches(found[0], "sed=1")
 
