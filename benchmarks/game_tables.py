@@ -7,7 +7,10 @@ from typing import Any
 
 from benchmarks.cells import CONTROLS, Cell
 
-HEAD = ("task", "student", "parameters", "knowledge", "return", "normalised", "KL", "agreement", "observations")
+HEAD = (
+    "task", "student", "parameters", "knowledge", "return", "normalised", "sticky return", "normalised", "KL",
+    "agreement", "observations",
+)  # fmt: skip
 MISSING = "not measured"
 
 
@@ -20,9 +23,21 @@ def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str
         if not lines:
             rows.append(row(task, f"all {len({cell.method for cell in own})}", *[""] * 2, MISSING))
             continue
-        first = lines[0]
-        rows.append(row(task, "teacher", f"{first['teacher_parameters']:,}", "", f"{first['teacher_score']:.1f}", "1"))
-        rows.append(row(task, "random actions", "", "", f"{first['controls']['random']:.1f}", "0"))
+        first, sticky = lines[0], lines[0]["sticky"]
+        played = f"{first['teacher_score']:.1f}", "1", f"{sticky['teacher']:.1f}", "1"
+        rows.append(row(task, "teacher", f"{first['teacher_parameters']:,}", "", *played))
+        rows.append(
+            row(
+                task,
+                "random actions",
+                "",
+                "",
+                f"{first['controls']['random']:.1f}",
+                "0",
+                f"{sticky['random']:.1f}",
+                "0",
+            )
+        )
         for method in dict.fromkeys(cell.method for cell in own):
             rows.append(student_row(task, method, [line for line in lines if line["method"] == method]))
     return rows
@@ -40,26 +55,27 @@ def student_row(task: str, method: str, lines: list[dict[str, Any]]) -> str:
     if not lines:
         return row(task, name, "", "", MISSING)
     share = 100 * lines[0]["student_parameters"] / lines[0]["teacher_parameters"]
-    scores = [line["student_score"] for line in lines]
-    shares = [normalised(line) for line in lines]
     made = mean(line["environment_steps"] or line["synthetic_observations"] for line in lines)
     return row(
         task,
         name,
         f"{share:.1f} %",
         lines[0]["knowledge"],
-        spread(scores, 1),
-        spread(shares, 2),
+        *returns([(x["student_score"], x["controls"]["random"], x["teacher_score"]) for x in lines]),
+        *returns([(x["sticky"]["student"], x["sticky"]["random"], x["sticky"]["teacher"]) for x in lines]),
         f"{mean(line['kl'] for line in lines):.3g}",
         f"{100 * mean(line['agreement'] for line in lines):.1f} %",
         f"{made:,.0f}",
     )
 
 
-def normalised(line: dict[str, Any]) -> float:
-    """How far the student is from random actions, 0, to the teacher, 1 (as Mnih et al. 2015 do by humans)."""
-    random = line["controls"]["random"]
-    return float((line["student_score"] - random) / (line["teacher_score"] - random))
+def returns(played: list[tuple[float, float, float]]) -> tuple[str, str]:
+    """Mean returns, and how far they are from random actions, 0, to the teacher, 1 (as Mnih et al. 2015 by humans).
+
+    played: of each seed the returns of student, random actions and teacher.
+    """
+    shares = [(student - random) / (teacher - random) for student, random, teacher in played]
+    return spread([student for student, _, _ in played], 1), spread(shares, 2)
 
 
 def spread(values: list[float], digits: int) -> str:

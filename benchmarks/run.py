@@ -41,12 +41,12 @@ from gasim_ray.actors.ray_workers import connect
 from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError, exit_code
 from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
-from gasim_ray.evaluation.compare import chance
+from gasim_ray.evaluation.compare import CHANCE, chance
 from gasim_ray.evaluation.controls import untrained
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.modes import modes_of_run
 from gasim_ray.evaluation.runs import distil_control, task_of_teacher
-from gasim_ray.evaluation.tasks import TEACHER
+from gasim_ray.evaluation.tasks import TEACHER, EnvironmentTask
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill, knowledge_level
 from gasim_ray.run_folder import RunFolder, versions
@@ -246,7 +246,13 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
     controls = {"untrained": untrained_score(json.dumps(student.config.to_json()), cell.config.teacher, cell.episodes)}
     if task.metric == "return":
         controls["random"] = random_score(cell.config.teacher, cell.episodes)
+    sticky = task.sticky_returns({TEACHER: student}) if isinstance(task, EnvironmentTask) else {}
     return {
+        **(
+            {"sticky": {**sticky_scores(cell.config.teacher, cell.episodes), "student": sticky[TEACHER].mean}}
+            if sticky
+            else {}
+        ),
         "metric": task.metric,
         "teacher_score": teacher_score,
         "student_score": scores[TEACHER].interval.mean,
@@ -277,6 +283,15 @@ def random_score(folder: str, episodes: int) -> float:
     """What random actions score where the teacher plays."""
     random = chance(load_teacher(folder).config)
     return task_of_teacher(folder, episodes).measure({TEACHER: random})[0][TEACHER].interval.mean
+
+
+@lru_cache
+def sticky_scores(folder: str, episodes: int) -> dict[str, float]:
+    """What a game's teacher and random actions score where actions are sticky."""
+    task, teacher = task_of_teacher(folder, episodes), load_teacher(folder)
+    assert isinstance(task, EnvironmentTask)
+    played = task.sticky_returns({TEACHER: teacher, CHANCE: chance(teacher.config)})
+    return {"teacher": played[TEACHER].mean, "random": played[CHANCE].mean}
 
 
 def provenance() -> dict[str, Any]:
