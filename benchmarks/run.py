@@ -38,9 +38,10 @@ from benchmarks.cells import (
 from benchmarks.chaos import measure_fault
 from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
-from gasim_ray.core.model import Model, ModelConfig, load_model
+from gasim_ray.core.model import Model, ModelConfig, load_config, load_model
 from gasim_ray.errors import UserError, exit_code
 from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
+from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.compare import CHANCE, chance
 from gasim_ray.evaluation.controls import untrained
 from gasim_ray.evaluation.episodes import Observations
@@ -54,6 +55,9 @@ from gasim_ray.tasks import TASKS, training_of
 from gasim_ray.teachers import load_teacher
 from gasim_ray.training.classifier import ClassifierTraining, train_classifier
 from gasim_ray.training.command import show
+
+#: Seconds that starting and evaluating a game's cell may take: thirty plain episodes, and thirty sticky ones.
+GAME_EVALUATION = 180.0
 
 
 def main() -> int:
@@ -114,7 +118,9 @@ def make_teacher(cell: Cell, deadline: float) -> None:
 def expected_seconds(cell: Cell) -> float:
     """What a cell takes: its distillation, the start of its actors and its evaluation."""
     seconds = cell.config.budget.seconds or 60.0
-    return 2 * seconds + 60.0 if cell.kind == "chaos" else seconds + 25.0
+    if cell.kind == "chaos":
+        return 2 * seconds + 60.0
+    return seconds + (GAME_EVALUATION if is_atari(str(load_config(cell.teacher).source.get("environment"))) else 25.0)
 
 
 def record(cell: Cell) -> dict[str, Any]:

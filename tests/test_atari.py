@@ -43,13 +43,14 @@ from gasim_ray.evaluation.video import check_video, save_video
 from gasim_ray.teachers import ImportOptions, import_teacher
 from gasim_ray.training import recipes, rllib
 from gasim_ray.training.actor_critic import initialise
+from gasim_ray.training.algorithms import build_algorithm
 from gasim_ray.training.array_ppo import advantages
 from gasim_ray.training.game_appo import stretches
 from gasim_ray.training.game_dqn import GameReplay
 from gasim_ray.training.precision import bf16_is_faster
 from gasim_ray.training.progress import Progress
 from gasim_ray.training.recipes import DQNRecipe, game_network
-from gasim_ray.training.rllib import PolicyTraining, train_policy
+from gasim_ray.training.rllib import PolicyTraining, policy_observation, train_policy
 
 PONG = "ALE/Pong-v5"
 #: A measurement of torch.utils.benchmark, as far as it is looked at.
@@ -158,6 +159,22 @@ def test_appo_on_games_learns_from_rollouts_of_a_runner_of_its_own(tmp_path: Pat
     assert (source["algorithm"], source["environment_steps"] >= 1_600) == ("appo", True)
     # What starts at zero is no longer zero once it has learned.
     assert all(tensor.abs().max() > 0 for name, tensor in teacher.network.state_dict().items() if "bias" in name)
+
+
+def test_a_runner_plays_with_what_appo_has_learned() -> None:
+    settings = PolicyTraining(PONG, "appo", width=TINY, bf16=False, env_runners=1)
+    algorithm = build_algorithm(settings, policy_observation(PONG))
+
+    def moved(runner: Any) -> bool:
+        """Whether what starts at zero has been learned."""
+        return bool(runner.module.model.network.head[0].bias.abs().max() > 0)
+
+    try:
+        for _ in range(4):
+            algorithm.train()
+        assert algorithm.env_runner_group.foreach_env_runner(moved, local_env_runner=False) == [True]
+    finally:
+        algorithm.stop()
 
 
 @given(ended=st.lists(st.booleans(), min_size=1, max_size=12))
@@ -304,6 +321,7 @@ def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it
     assert (tmp_path / "run" / "samples.png").exists()
     task = EnvironmentTask(PONG, 2, local=True)
     measured = evaluate_run(tmp_path / "run", task, distil=None)
+    assert (tmp_path / "run" / "worst.png").exists()
     rows = {row.name: row for row in measured.rows}
     assert rows["student"].parameters < rows["teacher"].parameters
     assert rows["teacher"].score.interval.mean <= -15

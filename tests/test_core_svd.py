@@ -1,4 +1,4 @@
-"""The teacher with dense layers of low rank."""
+"""The teacher with layers of low rank."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from gasim_ray.config import build_config
 from gasim_ray.core.mixture import Chosen, Disputed
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.errors import UserError
+from gasim_ray.evaluation import compare
 from gasim_ray.evaluation.compare import evaluate_models, evaluate_run
 from gasim_ray.evaluation.controls import CONTROL_KINDS, untrained
 from gasim_ray.evaluation.datasets import load_dataset
@@ -210,6 +211,18 @@ def classifier(digits):
         model.network.layers[0].weight.copy_(centroids)
         model.network.layers[0].bias.copy_(-(centroids**2).sum(1) / 2)
     return model
+
+
+def test_the_worst_are_those_where_the_student_leaves_the_teacher(digits, classifier, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(compare, "save_worst", lambda *given: drawn.append(given))
+    compare.show_worst(tmp_path / "w.png", classifier, untrained(classifier.config), digits.test_images)
+    ((path, observations, teacher, student, kl, spec),) = drawn
+    assert (path.name, len(observations), spec) == ("w.png", 500, digits.spec)
+    with torch.no_grad():
+        expected = torch.softmax(classifier(torch.from_numpy(digits.test_images)), 1).numpy()
+    assert teacher == pytest.approx(expected, abs=1e-5)
+    assert kl == pytest.approx((teacher * np.log(teacher / student)).sum(1), abs=1e-3)
 
 
 def test_classifiers_are_measured_on_the_test_images(digits, classifier):

@@ -41,7 +41,7 @@ def cut_obstacle(teacher: Model, student: Model) -> str | None:
 OBSTACLES = {"prune": cut_obstacle, "svd": svd_obstacle}
 #: Invented observations on which it is measured what the teacher's units answer.
 PRUNING_SAMPLES = 2048
-#: The same for dense layers of low rank, whose inputs are many.
+#: The same for layers of low rank, whose inputs are many.
 FACTORING_SAMPLES = 8192
 #: The same for the fit of a wide residual student, for which the generators' steps are taken.
 FITTING_SAMPLES = 1024

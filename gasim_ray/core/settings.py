@@ -35,7 +35,7 @@ class StudentSettings:
 
     init: Literal["random", "prune", "svd", "auto"] = "random"
     """Where its weights start: `random`; `prune`, the teacher cut down to its size, which needs the teacher's chain of
-    layers with fewer units; `svd`, the teacher with dense layers of low rank, from its weights alone; `auto`, what fits
+    layers with fewer units; `svd`, the teacher with layers of low rank, from its weights alone; `auto`, what fits
     of the two, low rank where it matters on invented observations."""
 
     learning_rate: float = 3e-3

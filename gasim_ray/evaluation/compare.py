@@ -31,6 +31,8 @@ CHANCE = "random_actions"
 
 #: Size of the batch whose latency is measured beside that of one observation.
 LATENCY_BATCH = 256
+#: Real pictures among which those are looked for on which student and teacher differ most.
+WORST_OF = 2_000
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
 
 def show_worst(path: Path, teacher: Model, student: Model, observations: Observations) -> None:
     """Draw the real pictures on which the student's policy is farthest from the teacher's."""
+    observations = observations[:WORST_OF]
     mine, theirs = (log_policy(answers(m, observations), m.config.output_scale).float() for m in (student, teacher))
     distance = divergence(theirs, mine).numpy()
     save_worst(path, observations, theirs.exp().numpy(), mine.exp().numpy(), distance, teacher.config.observation)

@@ -154,7 +154,8 @@ def _game_appo(recipe: APPORecipe, settings: PolicyTraining, observation: Observ
     network = _game_network(settings, observation, recipe.envs * recipe.fragment)
     return (
         _appo(recipe, settings)
-        .env_runners(env_runner_cls=EpisodeRunner)
+        # Otherwise RLlib's own runner fetches new weights when it samples, and ours does so in its own way.
+        .env_runners(env_runner_cls=EpisodeRunner, use_env_runner_state_server=False)
         .rl_module(rl_module_spec=RLModuleSpec(module_class=TargetActorCritic, model_config=network))
     )
 
