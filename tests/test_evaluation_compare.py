@@ -219,10 +219,12 @@ def test_the_worst_are_those_where_the_student_leaves_the_teacher(digits, classi
     compare.show_worst(tmp_path / "w.png", classifier, untrained(classifier.config), digits.test_images)
     ((path, observations, teacher, student, kl, spec),) = drawn
     assert (path.name, len(observations), spec) == ("w.png", 500, digits.spec)
+    fresh, images = untrained(classifier.config), torch.from_numpy(digits.test_images)
     with torch.no_grad():
-        expected = torch.softmax(classifier(torch.from_numpy(digits.test_images)), 1).numpy()
-    assert teacher == pytest.approx(expected, abs=1e-5)
-    assert kl == pytest.approx((teacher * np.log(teacher / student)).sum(1), abs=1e-3)
+        theirs, mine = (torch.log_softmax(model(images), 1) for model in (classifier, fresh))
+    assert teacher == pytest.approx(theirs.exp().numpy(), abs=1e-5)
+    assert student == pytest.approx(mine.exp().numpy(), abs=1e-5)
+    assert kl == pytest.approx((theirs.exp() * (theirs - mine)).sum(1).numpy(), abs=1e-3)
 
 
 def test_classifiers_are_measured_on_the_test_images(digits, classifier):
