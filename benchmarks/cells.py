@@ -52,8 +52,9 @@ class Cell:
 
     @property
     def control(self) -> str:
-        """The row that saw data which this is; empty for a method."""
-        return control_of(self.method)
+        """Which of CONTROLS this is, with a student's size behind it or without; empty for a method."""
+        name = self.method.partition("-")[0]
+        return name if name in CONTROLS else ""
 
     @property
     def teacher(self) -> Path:
@@ -91,12 +92,6 @@ class Cell:
                 del tree[section]
         fields = without_off({**tree, **cell})
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def control_of(method: str) -> str:
-    """Which of CONTROLS a method's name stands for, with a student's size behind it or without; empty for none."""
-    name = method.partition("-")[0]
-    return name if name in CONTROLS else ""
 
 
 def without_off(value: Any) -> Any:
@@ -138,12 +133,11 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
     A variant is a method with other settings under a name of its own; a size, behind a dash, adds settings to either.
     """
     settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
-    name, _, size = method.rpartition("-")
-    sized = declared.get("sizes", {}).get(size)
-    variants = {**declared.get("variants", {}), **{name: {"method": "gasim"} for name in CONTROLS}}
-    name = method if sized is None else name
+    sizes, (stem, _, size) = declared.get("sizes", {}), method.rpartition("-")
+    name, sized = (stem, sizes[size]) if size in sizes else (method, {})
+    variants = {**declared.get("variants", {}), **{control: {"method": "gasim"} for control in CONTROLS}}
     own = variants.get(name, {} if declared["kind"] == "chaos" else {"method": name})
-    tree = merged(declared["config"], settings, own, sized or {}, {"seed": seed})
+    tree = merged(declared["config"], settings, own, sized, {"seed": seed})
     group = declared["tasks"][task].get("group", suite)
     return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), tree)
 

@@ -15,32 +15,35 @@ MISSING = "not measured"
 
 
 def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
-    """Mean and standard deviation over seeds; a task of which nothing is recorded is one row."""
+    """Mean and standard deviation over seeds; of each task, what is not recorded shares a last row."""
     rows = ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
     for task in dict.fromkeys(cell.task for cell in cells):
         own = [cell for cell in cells if cell.task == task]
         lines = [results[cell.name] for cell in own if cell.name in results]
-        if not lines:
-            rows.append(row(task, f"all {len({cell.method for cell in own})}", *[""] * 2, MISSING))
-            continue
-        first, sticky = lines[0], lines[0]["sticky"]
-        played = f"{first['teacher_score']:.1f}", "1", f"{sticky['teacher']:.1f}", "1"
-        rows.append(row(task, "teacher", f"{first['teacher_parameters']:,}", "", *played))
-        rows.append(
-            row(
-                task,
-                "random actions",
-                "",
-                "",
-                f"{first['controls']['random']:.1f}",
-                "0",
-                f"{sticky['random']:.1f}",
-                "0",
-            )
-        )
+        if lines:
+            rows += reference_rows(task, lines[0])
+        missing = []
         for method in dict.fromkeys(cell.method for cell in own):
-            rows.append(student_row(task, method, [line for line in lines if line["method"] == method]))
+            recorded = [line for line in lines if line["method"] == method]
+            if recorded:
+                rows.append(student_row(task, recorded))
+            else:
+                missing.append(student_name(method))
+        rows += [row(task, ", ".join(missing), "", "", MISSING)] if missing else []
     return rows
+
+
+def reference_rows(task: str, line: dict[str, Any]) -> list[str]:
+    """Between what the students of a task stand."""
+    scores = [
+        (line["teacher_score"], line["sticky"]["teacher"]),
+        (line["controls"]["random"], line["sticky"]["random"]),
+    ]
+    teacher, random = (
+        [f"{plain:.1f}", end, f"{sticky:.1f}", end] for (plain, sticky), end in zip(scores, "10", strict=True)
+    )
+    size = f"{line['teacher_parameters']:,}"
+    return [row(task, "teacher", size, "", *teacher), row(task, "random actions", "", "", *random)]
 
 
 def row(*words: str) -> str:
@@ -48,17 +51,19 @@ def row(*words: str) -> str:
     return "| " + " | ".join([*words, *[""] * (len(HEAD) - len(words))]) + " |"
 
 
-def student_row(task: str, method: str, lines: list[dict[str, Any]]) -> str:
-    """A student's row over its seeds."""
+def student_name(method: str) -> str:
+    """What the table calls a method, or a control and its size."""
     control, _, size = method.partition("-")
-    name = f"{CONTROLS[control]} {size}".strip() if control in CONTROLS else f"`{method}`"
-    if not lines:
-        return row(task, name, "", "", MISSING)
+    return f"{CONTROLS[control]} {size}".strip() if control in CONTROLS else f"`{method}`"
+
+
+def student_row(task: str, lines: list[dict[str, Any]]) -> str:
+    """A student's row over its seeds."""
     share = 100 * lines[0]["student_parameters"] / lines[0]["teacher_parameters"]
     made = mean(line["environment_steps"] or line["synthetic_observations"] for line in lines)
     return row(
         task,
-        name,
+        student_name(lines[0]["method"]),
         f"{share:.1f} %",
         lines[0]["knowledge"],
         *returns([(x["student_score"], x["controls"]["random"], x["teacher_score"]) for x in lines]),

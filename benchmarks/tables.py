@@ -65,10 +65,7 @@ def table(suite: str) -> str:
     if suite == "modes":
         return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"
     cells, results = load_suite(suite), current_results(suite)
-    if suite == "atari":
-        made_by = provenance("python -m benchmarks.run atari", list(results.values()))
-        return "\n".join([*game_rows(cells, results), "", made_by]) + "\n"
-    rows = ROWS[cells[0].kind](cells, results)
+    rows = ROWS[suite if suite in ROWS else cells[0].kind](cells, results)
     return "\n".join(rows) + "\n\n" + provenance(f"python -m benchmarks.run {suite}", list(results.values())) + "\n"
 
 
@@ -191,11 +188,12 @@ def chaos_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
     return rows
 
 
-#: Kind of a suite -> its table.
+#: Kind of a suite, or one of its own -> its table.
 ROWS: dict[str, Callable[[list[Cell], dict[str, dict[str, Any]]], list[str]]] = {
     "distill": score_rows,
     "speed": speed_rows,
     "chaos": chaos_rows,
+    "atari": game_rows,
 }
 
 

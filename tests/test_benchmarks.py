@@ -283,7 +283,7 @@ def test_a_game_s_table_shows_how_far_students_are_from_random(suite: dict[str, 
         "| cartpole | random actions |  |  | -20.0 | 0 | -20.0 | 0 |  |  |  |",
         "| cartpole | `noise` | 12.0 % | generic | 5.0 ± 7.1 (2) | 0.62 ± 0.18 (2) | -5.0 ± 0.0 (2) | 0.50 ± 0.00 (2) "
         "| 0.0123 | 98.7 % | 4,000 |",
-        "| later | all 1 |  |  | not measured |  |  |  |  |  |  |",
+        "| later | `noise` |  |  | not measured |  |  |  |  |  |  |",
     ]
 
 
