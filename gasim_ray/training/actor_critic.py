@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.utils import make_target_network
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
 from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
@@ -22,6 +24,24 @@ POLICY_GAIN = 0.01
 #: What the first convolution's filters are multiplied by once their means are gone. Own: a game's picture is mostly one
 #: level, which such filters do not see, and its things stand out from it by a fraction of the range.
 CONTRAST = 4.0
+
+
+class WithTarget(TargetNetworkAPI, InferenceOnlyAPI):  # type: ignore[misc]
+    """A module whose `model` has an older copy, `target`, to which its algorithm compares it."""
+
+    model: Model
+
+    def make_target_networks(self) -> None:
+        """See TargetNetworkAPI."""
+        self.target = make_target_network(self.model)
+
+    def get_target_network_pairs(self) -> list[tuple[Any, Any]]:
+        """See TargetNetworkAPI."""
+        return [(self.model, self.target)]
+
+    def get_non_inference_attributes(self) -> list[str]:
+        """See InferenceOnlyAPI."""
+        return ["target"]
 
 
 class ActorCritic(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]

@@ -21,7 +21,7 @@ from gasim_ray.training.array_ppo import ArrayPPO, GameRunner
 from gasim_ray.training.game_appo import EpisodeRunner, TargetActorCritic
 from gasim_ray.training.game_dqn import GameDQN, GameQ, GreedyRunner
 from gasim_ray.training.precision import bf16_is_faster
-from gasim_ray.training.recipes import APPORecipe, DQNRecipe, PPORecipe, game_network, recipe_for
+from gasim_ray.training.recipes import APPORecipe, DQNRecipe, PolicyRecipe, PPORecipe, game_network, recipe_for
 from gasim_ray.training.replay_dqn import ReplayDQN
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _ppo(config: PPOConfig, recipe: PPORecipe, settings: PolicyTraining) -> Any:
     )
 
 
-def _step_size(recipe: PPORecipe | APPORecipe, settings: PolicyTraining) -> Any:
+def _step_size(recipe: PolicyRecipe, settings: PolicyTraining) -> Any:
     return [[0, recipe.lr], [settings.max_steps, 0.0]] if recipe.anneal else recipe.lr
 
 
@@ -136,7 +136,7 @@ def _appo(recipe: APPORecipe, settings: PolicyTraining) -> Any:
     return APPOConfig().training(
         lr=_step_size(recipe, settings),
         gamma=recipe.gamma,
-        train_batch_size_per_learner=recipe.envs * recipe.fragment * recipe.rollouts,
+        train_batch_size_per_learner=recipe.envs * recipe.fragment,
         entropy_coeff=recipe.entropy,
         clip_param=recipe.clip,
         vf_loss_coeff=1.0,

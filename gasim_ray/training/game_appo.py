@@ -10,33 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.learner.utils import make_target_network
-from ray.rllib.core.rl_module.apis import TARGET_NETWORK_ACTION_DIST_INPUTS, InferenceOnlyAPI, TargetNetworkAPI
+from ray.rllib.core.rl_module.apis import TARGET_NETWORK_ACTION_DIST_INPUTS
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 
-from gasim_ray.training.actor_critic import ActorCritic
+from gasim_ray.training.actor_critic import ActorCritic, WithTarget
 from gasim_ray.training.array_ppo import GameRunner, Rows
 
 
-class TargetActorCritic(ActorCritic, TargetNetworkAPI, InferenceOnlyAPI):  # type: ignore[misc]
-    """ActorCritic with an older copy of itself, to which APPO compares it."""
-
-    def make_target_networks(self) -> None:
-        """See TargetNetworkAPI."""
-        self._target = make_target_network(self.model)
-
-    def get_target_network_pairs(self) -> list[tuple[Any, Any]]:
-        """See TargetNetworkAPI."""
-        return [(self.model, self._target)]
+class TargetActorCritic(ActorCritic, WithTarget):
+    """ActorCritic with an older copy of itself."""
 
     def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
         """See TargetNetworkAPI."""
-        return {TARGET_NETWORK_ACTION_DIST_INPUTS: self._target.with_value(batch[Columns.OBS])[0]}
-
-    def get_non_inference_attributes(self) -> list[str]:
-        """See InferenceOnlyAPI."""
-        return ["_target"]
+        return {TARGET_NETWORK_ACTION_DIST_INPUTS: self.target.with_value(batch[Columns.OBS])[0]}
 
 
 class EpisodeRunner(GameRunner):

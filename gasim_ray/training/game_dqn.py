@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.learner.utils import make_target_network
-from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, QNetAPI, TargetNetworkAPI
+from ray.rllib.core.rl_module.apis import QNetAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.training.actor_critic import WithTarget
 from gasim_ray.training.array_ppo import GameRunner, Rows
 from gasim_ray.training.replay_dqn import ReplayDQN
 
 
-class GameQ(TorchRLModule, QNetAPI, TargetNetworkAPI, InferenceOnlyAPI):  # type: ignore[misc]
+class GameQ(TorchRLModule, QNetAPI, WithTarget):  # type: ignore[misc]
     """Any registered architecture as a Q-network; `model_config` as that of ActorCritic."""
 
     def setup(self) -> None:
@@ -45,21 +45,9 @@ class GameQ(TorchRLModule, QNetAPI, TargetNetworkAPI, InferenceOnlyAPI):  # type
         aim = self.forward_target({Columns.OBS: batch[Columns.NEXT_OBS]})[QF_PREDS]
         return {QF_PREDS: now, QF_NEXT_PREDS: after, QF_TARGET_NEXT_PREDS: aim}
 
-    def make_target_networks(self) -> None:
-        """See TargetNetworkAPI."""
-        self._target = make_target_network(self.model)
-
-    def get_target_network_pairs(self) -> list[tuple[Any, Any]]:
-        """See TargetNetworkAPI."""
-        return [(self.model, self._target)]
-
     def forward_target(self, batch: dict[str, Any]) -> dict[str, Any]:
         """See TargetNetworkAPI."""
-        return {QF_PREDS: self._target(batch[Columns.OBS])}
-
-    def get_non_inference_attributes(self) -> list[str]:
-        """See InferenceOnlyAPI."""
-        return ["_target"]
+        return {QF_PREDS: self.target(batch[Columns.OBS])}
 
 
 class GreedyRunner(GameRunner):

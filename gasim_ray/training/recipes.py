@@ -43,53 +43,51 @@ class DQNRecipe:
 
 
 @dataclass(frozen=True)
-class PPORecipe:
-    """Settings of PPO; of vectors with separate networks for policy and value, of games with one for both."""
+class PolicyRecipe:
+    """What PPO and APPO have in common; of vectors with separate networks for policy and value, of games with one."""
 
     #: Adam's step size.
-    lr: float = 3e-4
+    lr: float
+    #: Largest change of an action's probability ratio that is rewarded.
+    clip: float
+    #: Weight of the policy's entropy.
+    entropy: float
+    #: Steps of each environment in one rollout.
+    fragment: int
     #: Environments that one runner steps side by side.
     envs: int = 16
-    #: Steps of each environment between two rounds of gradient steps.
-    fragment: int = 128
-    #: Transitions of one gradient step.
-    minibatch: int = 256
-    #: Passes over each round's transitions.
-    epochs: int = 8
     #: Discount.
     gamma: float = 0.99
-    #: Generalised advantage estimation's decay.
-    lambda_: float = 0.95
-    #: Weight of the policy's entropy.
-    entropy: float = 0.0
-    #: Largest change of an action's probability ratio that is rewarded.
-    clip: float = 0.2
     #: Whether the step size falls along a line to nothing at the last step.
     anneal: bool = False
 
 
 @dataclass(frozen=True)
-class APPORecipe:
-    """Settings of APPO: PPO whose rollouts arrive while it learns (Luo et al. 2020, with V-trace)."""
+class PPORecipe(PolicyRecipe):
+    """Settings of PPO, which takes its gradient steps between two rounds of rollouts."""
 
-    #: Adam's step size.
+    lr: float = 3e-4
+    clip: float = 0.2
+    entropy: float = 0.0
+    fragment: int = 128
+    #: Transitions of one gradient step.
+    minibatch: int = 256
+    #: Passes over each round's transitions.
+    epochs: int = 8
+    #: Generalised advantage estimation's decay.
+    lambda_: float = 0.95
+
+
+@dataclass(frozen=True)
+class APPORecipe(PolicyRecipe):
+    """Settings of APPO, whose rollouts arrive while it learns (Luo et al. 2020, with V-trace); each is one batch."""
+
     lr: float = 5e-4
-    #: Environments that one runner steps side by side.
-    envs: int = 16
-    #: Steps of each environment in one rollout.
+    clip: float = 0.4
+    entropy: float = 0.01
     fragment: int = 50
-    #: Rollouts of one runner that make one gradient step.
-    rollouts: int = 1
     #: Batches kept for a second gradient step, see RLlib's circular buffer.
     kept: int = 4
-    #: Discount.
-    gamma: float = 0.99
-    #: Weight of the policy's entropy.
-    entropy: float = 0.01
-    #: Largest change of an action's probability ratio that is rewarded.
-    clip: float = 0.4
-    #: Whether the step size falls along a line to nothing at the last step.
-    anneal: bool = False
 
 
 #: Any of the three.
