@@ -34,6 +34,11 @@ settings.register_profile("gasim", deadline=None)
 settings.load_profile("gasim")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_tuning_sweep.py")
+
+
 @pytest.fixture(scope="session")
 def vector_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a teacher of four numbers and three actions."""
@@ -134,6 +139,14 @@ def config_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A declared benchmark suite; see small_suite."""
+    from small_suite import begin  # which imports all of the benchmarks
+
+    return begin(tmp_path, monkeypatch)
 
 
 BLOCKED = "raise ImportError(f'{__name__} is blocked')\n"

@@ -1,11 +1,10 @@
-"""Suites, the runner and the tables, on a copy of the benchmark folder with a suite small enough for a test."""
+"""Suites and the runner, on a copy of the benchmark folder with a suite small enough for a test."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,59 +12,19 @@ from typing import Any
 import pytest
 import tiny
 import torch
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from small_suite import ARCHITECTURE, declare, started
 
-from benchmarks import cells, figures, pack, run, speed, tables
+from benchmarks import cells, pack, run, speed, tables
 from benchmarks.cells import LABELS, REAL, append_result, current_results, load_suite, read_results, suite_names
-from benchmarks.game_tables import game_rows
-from benchmarks.methods import method_pages
 from benchmarks.speed import SIDES
-from benchmarks.tables import mode_rows
 from gasim_ray.config import merged
 from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
-from gasim_ray.methods import METHODS
 from gasim_ray.tasks import TASKS
 
 REPOSITORY = Path(__file__).parents[1]
-ARCHITECTURE = {"name": "mlp", "hidden": [8]}
-
-
-@pytest.fixture
-def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A declared suite `small` of one task and three methods; nothing that is recorded leaves the test's folder."""
-    (tmp_path / "suites").mkdir()
-    monkeypatch.setattr(cells, "ROOT", tmp_path)
-    monkeypatch.setattr(figures, "ROOT", tmp_path)
-    monkeypatch.setattr(tables, "FILES", (tmp_path / "README.md",))
-    monkeypatch.chdir(tmp_path)
-    teacher = str(REPOSITORY / "benchmarks" / "teachers" / "cartpole-dqn")
-    declared = {
-        "kind": "distill",
-        "size": "cpu",
-        "methods": {"noise": [0], "gasim": [0, 1], "real": [0]},
-        "episodes": 2,
-        "tasks": {"cartpole": {"teacher": teacher}},
-        "config": {
-            "local": True,
-            "student": {"architecture": ARCHITECTURE, "batch_size": 32},
-            "generator": {"batch_size": 32},
-            "budget": {"student_steps": 40},
-        },
-    }
-    declare(declared)
-    return declared
-
-
-def declare(declared: dict[str, Any]) -> None:
-    (cells.ROOT / "suites" / "small.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
-
-
-def started(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
-    return int(module.main())
 
 
 @pytest.mark.parametrize("name", suite_names())
@@ -160,24 +119,6 @@ def test_a_cell_without_a_teacher_is_pending_until_the_runner_has_trained_it(
     assert [path.name for path in Path("teachers").iterdir()] == ["mnist-sample"]
 
 
-def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any]) -> None:
-    line = {"method": "noise", "metric": "accuracy", "teacher_score": 0.9, "wall_seconds": 3.0}
-    first = {**line, "curve": [[1.0, 0.2], [2.0, 0.4]], "student_score": 0.5}
-    second = {**line, "curve": [[1.2, 0.4], [2.2, 0.6]], "student_score": 0.7}
-    seconds, scores = figures.mean_curve([first, second])
-    assert seconds == pytest.approx([1.1, 2.1, 3.0])
-    assert scores == pytest.approx([30.0, 50.0, 60.0])
-    assert (cells.ROOT.parent / figures.draw("small", "cartpole", [first, second])).stat().st_size > 1000
-
-
-def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict[str, Any]) -> None:
-    first = {"method": "noise", "growth": [[1.0, 100.0, 0.5, 0.2], [2.0, 200.0, 0.6, 0.1]]}
-    second = {"method": "gasim", "growth": [[1.0, 150.0, 0.5, 0.02]]}
-    path = cells.ROOT.parent / figures.draw_growth("small", "cartpole", [first, second, {"method": "noise"}])
-    assert path.name == "small-cartpole-growth.png"
-    assert path.stat().st_size > 1000
-
-
 def test_what_a_sitting_made_comes_back_in_parts(suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     suite["tasks"]["cartpole"]["teacher"] = "teachers/own"
     declare(suite)
@@ -265,28 +206,6 @@ def test_a_control_may_have_students_of_several_sizes(suite: dict[str, Any]) -> 
     assert 5 < line["controls"]["random"] < 60
 
 
-def test_a_game_s_table_shows_how_far_students_are_from_random(suite: dict[str, Any]) -> None:
-    declare({**suite, "tasks": {**suite["tasks"], "later": suite["tasks"]["cartpole"]}, "methods": {"noise": [0, 1]}})
-    shared = {
-        "teacher_score": 20.0, "controls": {"random": -20.0}, "teacher_parameters": 1000, "student_parameters": 120,
-        "knowledge": "generic", "kl": 0.012345, "agreement": 0.987, "synthetic_observations": 4000,
-        "environment_steps": 0,
-    }  # fmt: skip
-    sticky = {"teacher": 10.0, "random": -20.0}
-    cells_ = load_suite("small")
-    results = {
-        cell.name: {**shared, "method": cell.method, "student_score": score, "sticky": {**sticky, "student": -5.0}}
-        for cell, score in zip([c for c in cells_ if c.task == "cartpole"], (0.0, 10.0), strict=True)
-    }
-    assert game_rows(cells_, results)[2:] == [
-        "| cartpole | teacher | 1,000 |  | 20.0 | 1 | 10.0 | 1 |  |  |  |",
-        "| cartpole | random actions |  |  | -20.0 | 0 | -20.0 | 0 |  |  |  |",
-        "| cartpole | `noise` | 12.0 % | generic | 5.0 ± 7.1 (2) | 0.62 ± 0.18 (2) | -5.0 ± 0.0 (2) | 0.50 ± 0.00 (2) "
-        "| 0.0123 | 98.7 % | 4,000 |",
-        "| later | `noise` |  |  | not measured |  |  |  |  |  |  |",
-    ]
-
-
 def test_a_policy_cannot_be_trained_on_labels(suite: dict[str, Any]) -> None:
     (cell, *_) = load_suite("small")
     with pytest.raises(UserError, match="method: labels is for classifiers"):
@@ -318,62 +237,6 @@ def test_no_cell_is_started_that_would_end_after_the_budget(
     assert read_results("small") == []
 
 
-def recorded(suite: str, method: str, seed: int, score: float) -> None:
-    cell = next(c for c in load_suite(suite) if (c.method, c.seed) == (method, seed))
-    line = {
-        "suite": suite, "task": cell.task, "method": method, "seed": seed, "definition": cell.definition,
-        "metric": "return", "teacher_score": 500.0, "student_score": score, "controls": {"untrained": 9.5},
-        "agreement": 0.98, "student_parameters": 58, "teacher_parameters": 5800, "wall_seconds": 12.3,
-        "date": "2026-01-02", "knowledge": "bounds", "hardware": "2 cores of something",
-    }  # fmt: skip
-    cells.append_result(suite, line)
-
-
-README = "# Title\n\n<!-- table:small -->\nold\n<!-- end -->\n\nAfter.\n"
-
-
-def test_tables_are_made_from_results_and_checked(
-    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    readme = cells.ROOT / "README.md"
-    readme.write_text(README)
-    for seed, score in ((0, 480.0), (1, 500.0)):
-        recorded("small", "gasim", seed, score)
-    assert started(monkeypatch, tables, "--check") == 1
-    assert "out of date" in capsys.readouterr().out
-    assert readme.read_text() == README
-    assert started(monkeypatch, tables) == 0
-    assert started(monkeypatch, tables, "--check") == 0
-    text = readme.read_text()
-    assert text.startswith("# Title\n\n<!-- table:small -->\n")
-    assert text.endswith("<!-- end -->\n\nAfter.\n")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert rows == [
-        ["", "knowledge", "cartpole"],
-        ["---", "---", "---"],
-        ["teacher", "", "500"],
-        ["untrained", "", "9.5"],
-        ["`noise`", "", "not measured"],
-        ["`gasim`", "bounds", "490.0 ± 14.1 (98 %, 2)"],
-        ["real observations", "", "not measured"],
-        ["parameters", "", "58 of 5,800 (1.0 %)"],
-        ["seconds", "", "12"],
-    ]
-    readme.write_text(text.replace("490.0", "500.0"))
-    assert started(monkeypatch, tables, "--check") == 1
-    readme.write_text(text)
-    recorded("small", "noise", 0, 100.0)
-    assert started(monkeypatch, tables, "--check") == 1
-
-
-def test_the_newest_line_of_a_cell_counts(suite: dict[str, Any]) -> None:
-    recorded("small", "noise", 0, 100.0)
-    recorded("small", "noise", 0, 200.0)
-    assert {name: line["student_score"] for name, line in current_results("small").items()} == {
-        "cartpole-noise-0": 200.0
-    }
-
-
 def test_a_ratio_of_speeds_is_measured_and_shown(
     suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, on_cluster: None
 ) -> None:
@@ -392,30 +255,3 @@ def test_a_ratio_of_speeds_is_measured_and_shown(
     assert min(line["observations_per_second"]) > 0
     row = next(text for text in tables.table("small").splitlines() if text.startswith("| ray-over-local"))
     assert f"{line['ratio']:.2f}" in row
-
-
-def test_every_method_has_a_page_with_its_settings_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPOSITORY)
-    pages = method_pages(lambda lines: f"of {len(lines)}")
-    headings = [line.removeprefix("## ") for line in pages.splitlines() if line.startswith("## ")]
-    assert headings == list(METHODS)
-    dafl = pages.partition("## dafl\n")[2].partition("\n## ")[0]
-    assert "Chen et al., ICCV 2019" in dafl
-    assert "- images: `generator.kind` network" in dafl
-    counted = [line for line in current_results("images").values() if line["method"] == "gasim"]
-    on_mnist = len([line for line in counted if line["task"] == "mnist"])
-    assert (f"; mnist of {on_mnist}" in pages.partition("## gasim\n")[2]) == (on_mnist > 0)
-
-
-def test_hidden_modes_have_a_row_for_each_method_of_a_merged_task() -> None:
-    shared = {"task": "pairs", "mode_shares": {"0": 1.0}, "mode_recall": 0.9}
-    lines = [
-        {**shared, "method": "gas", "worst_class_score": 0.5},
-        {**shared, "method": "gas", "worst_class_score": 0.7},
-        {"task": "pairs", "method": REAL, "worst_class_score": 0.99},
-        {"task": "plain", "method": "gas", "worst_class_score": 0.1},
-    ]
-    assert mode_rows(lines)[2:] == [
-        "| pairs | `gas` | 60.0 ± 14.1 (2) | 90 % |",
-        "| pairs | real observations | 99.0 (1) |  |",
-    ]
