@@ -42,12 +42,12 @@ from gasim_ray.core.model import Model, ModelConfig, load_config, load_model
 from gasim_ray.errors import UserError, exit_code
 from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
 from gasim_ray.evaluation.atari import is_atari
-from gasim_ray.evaluation.compare import CHANCE, chance
+from gasim_ray.evaluation.compare import chance
 from gasim_ray.evaluation.controls import untrained
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.modes import modes_of_run
 from gasim_ray.evaluation.runs import distil_control, task_of_teacher
-from gasim_ray.evaluation.tasks import TEACHER, EnvironmentTask
+from gasim_ray.evaluation.tasks import TEACHER, Score
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill, knowledge_level
 from gasim_ray.run_folder import RunFolder, versions
@@ -245,25 +245,22 @@ def measure_labels(cell: Cell, teacher: Model) -> dict[str, Any]:
 def score(cell: Cell, student: Model) -> dict[str, Any]:
     """Score a student beside its teacher and the untrained control."""
     teacher = load_teacher(cell.config.teacher)
-    teacher_score, observations = teacher_reference(cell.config.teacher, cell.episodes)
+    own, observations = teacher_reference(cell.config.teacher, cell.episodes)
     task = task_of_teacher(cell.config.teacher, cell.episodes)
-    scores, _ = task.measure({TEACHER: student.to(cell.config.device)})
+    found = task.measure({TEACHER: student.to(cell.config.device)})[0][TEACHER]
     expected, outputs = answers(teacher, observations, TEACHER), answers(student, observations, "student")
-    controls = {"untrained": untrained_score(json.dumps(student.config.to_json()), cell.config.teacher, cell.episodes)}
+    fresh = untrained_score(json.dumps(student.config.to_json()), cell.config.teacher, cell.episodes)
+    scores = {"teacher": own, "student": found, "untrained": fresh}
     if task.metric == "return":
-        controls["random"] = random_score(cell.config.teacher, cell.episodes)
-    sticky = task.sticky_returns({TEACHER: student}) if isinstance(task, EnvironmentTask) else {}
+        scores["random"] = random_score(cell.config.teacher, cell.episodes)
+    sticky = {name: each.sticky.mean for name, each in scores.items() if each.sticky is not None}
     return {
-        **(
-            {"sticky": {**sticky_scores(cell.config.teacher, cell.episodes), "student": sticky[TEACHER].mean}}
-            if sticky
-            else {}
-        ),
+        **({"sticky": sticky} if sticky else {}),
         "metric": task.metric,
-        "teacher_score": teacher_score,
-        "student_score": scores[TEACHER].interval.mean,
-        "worst_class_score": scores[TEACHER].worst_class_accuracy,
-        "controls": controls,
+        "teacher_score": own.interval.mean,
+        "student_score": found.interval.mean,
+        "worst_class_score": found.worst_class_accuracy,
+        "controls": {name: each.interval.mean for name, each in scores.items() if name in ("untrained", "random")},
         "agreement": same_action(expected, outputs),
         "kl": kl_nats(expected, teacher.config.output_scale, outputs, student.config.output_scale),
         "student_parameters": student.parameter_count,
@@ -271,33 +268,24 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
 
 
 @lru_cache
-def teacher_reference(folder: str, episodes: int) -> tuple[float, Observations]:
+def teacher_reference(folder: str, episodes: int) -> tuple[Score, Observations]:
     """The teacher's own score and its real observations."""
     scores, observations = task_of_teacher(folder, episodes).measure({TEACHER: load_teacher(folder)})
-    return scores[TEACHER].interval.mean, observations
+    return scores[TEACHER], observations
 
 
 @lru_cache
-def untrained_score(config: str, folder: str, episodes: int) -> float:
+def untrained_score(config: str, folder: str, episodes: int) -> Score:
     """What a student of this configuration scores with fresh weights."""
     model = untrained(ModelConfig.from_json(json.loads(config)))
-    return task_of_teacher(folder, episodes).measure({TEACHER: model})[0][TEACHER].interval.mean
+    return task_of_teacher(folder, episodes).measure({TEACHER: model})[0][TEACHER]
 
 
 @lru_cache
-def random_score(folder: str, episodes: int) -> float:
+def random_score(folder: str, episodes: int) -> Score:
     """What random actions score where the teacher plays."""
     random = chance(load_teacher(folder).config)
-    return task_of_teacher(folder, episodes).measure({TEACHER: random})[0][TEACHER].interval.mean
-
-
-@lru_cache
-def sticky_scores(folder: str, episodes: int) -> dict[str, float]:
-    """What a game's teacher and random actions score where actions are sticky."""
-    task, teacher = task_of_teacher(folder, episodes), load_teacher(folder)
-    assert isinstance(task, EnvironmentTask)
-    played = task.sticky_returns({TEACHER: teacher, CHANCE: chance(teacher.config)})
-    return {"teacher": played[TEACHER].mean, "random": played[CHANCE].mean}
+    return task_of_teacher(folder, episodes).measure({TEACHER: random})[0][TEACHER]
 
 
 def provenance() -> dict[str, Any]:

@@ -325,7 +325,7 @@ def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it
     rows = {row.name: row for row in measured.rows}
     assert rows["student"].parameters < rows["teacher"].parameters
     assert rows["teacher"].score.interval.mean <= -15
-    assert rows["teacher"].sticky is not None
+    assert rows["teacher"].score.sticky is not None
     assert rows["random_actions"].agreement == pytest.approx(1 / 6)
     assert rows["student"].kl >= 0
     printed = StringIO()

@@ -146,6 +146,22 @@ def test_the_adversary_counts_only_agreement_when_masked() -> None:
     assert masked[1] == 0
 
 
+def test_values_count_beyond_what_rewards_allow() -> None:
+    assert objectives.value_excess(torch.tensor([-3.0, -1.0, 0.5, 1.5]), 1.0).tolist() == [2.0, 0.0, 0.0, 0.5]
+
+
+def test_bellman_s_error_is_none_for_a_reward_of_a_point() -> None:
+    later = torch.tensor([0.5, 0.5, 0.5, 0.5])
+    now = 0.99 * later + torch.tensor([0.0, 1.0, -1.0, 3.0])
+    torch.testing.assert_close(objectives.bellman(now, later), torch.tensor([0.0, 0.0, 0.0, 4.0]))
+
+
+def test_decided_is_the_distance_of_the_entropy() -> None:
+    even = torch.zeros(2, 4)
+    torch.testing.assert_close(objectives.decided(even, log(4.0)), torch.zeros(2))
+    torch.testing.assert_close(objectives.decided(even, 0.0), torch.full((2,), log(4.0) ** 2))
+
+
 TERMS = ("one_hot", "label", "entropy", "activation", "adversarial", "total_variation")
 
 

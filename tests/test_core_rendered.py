@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.batch import StudentWeights
-from gasim_ray.core.distill import check_objective, new_student
+from gasim_ray.core.distill import check_objective, generator_loss, new_student
 from gasim_ray.core.evolved import EvolvedGenerator, Seen, chosen, mixed, score, watch
+from gasim_ray.core.generator import Following
 from gasim_ray.core.mixture import Mixture
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.rendered import RenderedGenerator
@@ -39,7 +40,7 @@ def test_things_are_moved_to_where_they_are_wanted_and_stay_whole() -> None:
     generator = rendered(one, steps=40, batch_size=32, learning_rate=0.3)
     ramp = torch.linspace(-1, 1, 84).reshape(1, 1, 84, 1)  # bright things above, dark ones below
 
-    def objective(x: Tensor) -> Tensor:
+    def objective(x: Tensor, _: Following | None = None) -> Tensor:
         return (ramp * x / 255).mean() * 1000
 
     before = float(objective(generator.emit(rng("cpu"))))
@@ -54,9 +55,55 @@ def test_what_is_not_there_stays_away_and_what_stands_still_stands() -> None:
     generator = rendered()
     assert generator.things is not None
     gone, still = (generator.things.tone == 0).any(1), generator.things.speed == 0
-    generator.improve(lambda x: x.square().mean(), rng("cpu"))
+    generator.improve(lambda x, _: x.square().mean(), rng("cpu"))
     assert bool((generator.things.tone[:, 0][gone] == 0).all())
     assert bool((generator.things.speed[still] == 0).all())
+
+
+def test_a_rendered_generator_knows_what_comes_next() -> None:
+    generator = rendered(SceneSettings(noise=0.0), steps=1, learning_rate=0.0)
+    seen: list[Tensor] = []
+
+    def objective(now: Tensor, following: Following) -> Tensor:
+        seen.extend([now, following()])
+        return now.mean()
+
+    generator.improve(objective, rng("cpu"))
+    now, later = seen
+    assert torch.equal(now[:, 1:], later[:, :-1])
+    assert not torch.equal(now[:, -1], later[:, -1])
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [{"value": 1.0, "value_bound": 0.0}, {"bellman": 1.0}, {"decided": 1.0}, {"decided": 1.0, "entropy_wanted": 0.9}],
+)
+def test_scenes_are_moved_to_where_a_teacher_is_at_home(terms: dict[str, float]) -> None:
+    teacher, objective = valued(), ObjectiveSettings(**terms)
+    generator = rendered(steps=12, batch_size=32, learning_rate=0.3)
+    check_objective(teacher, generator.settings, objective)
+    labels = torch.zeros(32, dtype=torch.int64)
+    losses: list[float] = []
+
+    def loss(now: Tensor, following: Following) -> Tensor:
+        found = generator_loss(now, teacher, teacher, labels, objective, following)
+        losses.append(float(found.detach()))
+        return found
+
+    generator.improve(loss, rng("cpu"))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("term", ["value", "bellman"])
+def test_values_are_refused_of_a_teacher_that_has_none(term: str) -> None:
+    settings = GeneratorSettings(kind="rendered", prior=("scenes",))
+    with pytest.raises(UserError, match=rf"objective\.{term}: the teacher does not answer the value"):
+        check_objective(tiny.model(FRAMES), settings, ObjectiveSettings(**{term: 1.0}))
+
+
+def test_what_comes_next_is_refused_of_a_generator_that_does_not_know() -> None:
+    with pytest.raises(UserError, match=r"objective\.bellman: a generator of kind direct does not know"):
+        check_objective(valued(), GeneratorSettings(), ObjectiveSettings(bellman=1.0))
 
 
 def evolved(teacher: Model, **changed: Any) -> EvolvedGenerator:
@@ -83,14 +130,14 @@ def test_generations_find_worlds_that_the_teacher_speaks_for(teacher: Model) -> 
 
     before = mean_score()
     for step in range(8):
-        generator.improve(lambda x: x.sum(), rng("cpu", 1, step))
+        generator.improve(lambda x, _: x.sum(), rng("cpu", 1, step))
     assert mean_score() > before
     assert generator.emit(rng("cpu", 2)).shape == (24, 4, 84, 84)
 
 
 def test_a_restored_population_goes_on_as_the_saved_one() -> None:
     first, second = evolved(tiny.model(FRAMES)), evolved(tiny.model(FRAMES))
-    first.improve(lambda x: x.sum(), rng("cpu", 1))
+    first.improve(lambda x, _: x.sum(), rng("cpu", 1))
     second.load_state_dict(tiny.through_file(first.state_dict()))
     assert torch.equal(first.emit(rng("cpu", 2)), second.emit(rng("cpu", 2)))
 
@@ -168,7 +215,7 @@ def test_evolved_worlds_are_refused_an_objective_and_a_teacher_without_features(
 def test_moved_things_stay_what_the_settings_say() -> None:
     scenes = SceneSettings(contrast=0.2, largest=4.0, speed=2.0, noise=0.0)
     generator = rendered(scenes, steps=20, learning_rate=1.0)
-    generator.improve(lambda x: -x.square().mean(), rng("cpu"))
+    generator.improve(lambda x, _: -x.square().mean(), rng("cpu"))
     assert generator.things is not None
     assert float(generator.things.tone.abs().max()) == pytest.approx(0.2)
     assert float(generator.things.size.max()) <= 4.0

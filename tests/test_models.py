@@ -90,3 +90,16 @@ def test_half_precision_and_channels_last_change_little(architecture: dict[str, 
     torch.testing.assert_close(halved, exact, atol=0.1, rtol=0.1)
     (gradient,) = torch.autograd.grad(halved.sum(), images)
     assert gradient.abs().sum() > 0
+
+
+def test_a_centred_network_does_not_see_a_pictures_level() -> None:
+    torch.manual_seed(0)
+    network = build_network(
+        {"name": "cnn", "filters": [[4, 4, 2], [4, 3, 1]], "hidden": [8], "centred": True}, (2, 12, 12), 3
+    )
+    pictures = torch.randn(5, 2, 12, 12)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        torch.testing.assert_close(network(pictures), network(pictures + 3.0), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(network(pictures), network(3.0 * pictures), atol=1e-3)

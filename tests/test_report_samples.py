@@ -61,7 +61,7 @@ def test_all_frames_of_a_stack_are_shown_oldest_first(tmp_path, layout):
 def test_a_stack_is_shown_with_the_teachers_action_and_its_probability():
     spec = ObservationSpec((4, 6, 6), "float32", "CHW", (0.0,), (1.0,), stack=4)
     policies = np.array([[0.25, 0.75], [0.9, 0.1], [0.5, 0.5]], np.float32)
-    figure = samples._stacks(np.zeros((3, 4, 6, 6), np.float32), [samples._chosen(p) for p in policies], "", spec)
+    figure = samples._stacks(np.zeros((3, 4, 6, 6), np.float32), [samples._chosen(p, spec) for p in policies], "", spec)
     assert [axes.get_title() for axes in figure.axes] == ["action 1: 75 %", "action 0: 90 %", "action 0: 50 %", ""]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gasim_ray.core import objectives
+from gasim_ray.core.generator import Following
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.moments import moments
 from gasim_ray.core.observation import ObservationSpec
@@ -62,14 +63,21 @@ def student_loss(student: Tensor, teacher: Tensor, settings: StudentSettings) ->
 
 
 def generator_loss(
-    observations: Tensor, teacher: Model, student: Model, labels: Tensor, settings: ObjectiveSettings
+    observations: Tensor,
+    teacher: Model,
+    student: Model,
+    labels: Tensor,
+    settings: ObjectiveSettings,
+    following: Following | None = None,
 ) -> Tensor:
     """The weighted sum of the terms that are switched on, a scalar.
 
-    observations: (N, *shape) float within bounds; labels: (N,) int64, the actions that `label` and `logit` want.
+    observations: (N, *shape) float within bounds; labels: (N,) int64, the actions that `label` and `logit` want;
+    following: gives the observations a step later, which `bellman` asks for.
     """
     with recorded(teacher, settings) as record:
-        logits = policy_logits(teacher(observations), teacher.config.output_scale)
+        outputs, values = teacher.with_value(observations) if teacher.config.value else (teacher(observations), None)
+    logits = policy_logits(outputs, teacher.config.output_scale)
     loss = logits.new_zeros(())
     if settings.one_hot:
         loss = loss + settings.one_hot * objectives.one_hot(logits).mean()
@@ -90,6 +98,14 @@ def generator_loss(
     if settings.total_variation:
         images = teacher.config.observation.normalise(observations)
         loss = loss + settings.total_variation * objectives.total_variation(images).mean()
+    if settings.decided:
+        loss = loss + settings.decided * objectives.decided(logits, settings.entropy_wanted).mean()
+    if values is not None and settings.value:
+        loss = loss + settings.value * objectives.value_excess(values, settings.value_bound).mean()
+    if values is not None and settings.bellman:
+        assert following is not None
+        _, later = teacher.with_value(following())
+        loss = loss + settings.bellman * objectives.bellman(values, later).mean()
     return loss
 
 
@@ -101,6 +117,14 @@ def check_objective(teacher: Model, generator: GeneratorSettings, settings: Obje
         raise UserError("objective.total_variation: the teacher reads vectors, not images; set it to 0")
     if settings.contrastive and not teacher.config.observation.is_image:
         raise UserError("objective.contrastive: the teacher reads vectors, which have no shifted views; set it to 0")
+    for name in ("value", "bellman"):
+        if getattr(settings, name) and not teacher.config.value:
+            raise UserError(f"objective.{name}: the teacher does not answer the value of a state; set it to 0")
+    if settings.bellman and generator.kind != "rendered":
+        raise UserError(
+            f"objective.bellman: a generator of kind {generator.kind} does not know what comes next; set it to 0, or "
+            "generator.kind to rendered"
+        )
     if generator.kind == "evolved":
         used = next((name for name in TERMS if getattr(settings, name)), None)
         if used:

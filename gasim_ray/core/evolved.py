@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gasim_ray.core import objectives
 from gasim_ray.core.distill import last_dense
 from gasim_ray.core.generator import Objective
 from gasim_ray.core.outputs import log_policy
@@ -27,8 +28,6 @@ SCORED = 24
 FRESH, CROSSED = 0.15, 0.25
 #: What the terms of the score weigh: units that are on and off, information, values out of bounds, Bellman's error.
 COVERAGE, INFORMATION, EXCESS, BELLMAN = 3.0, 1.0, 1.0, 0.5
-#: Discount of the returns that values foretell.
-DISCOUNT = 0.99
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,8 @@ def score(seen: Seen, bound: float) -> Tensor:
     total = COVERAGE * ((on > 0) & (on < 1)).float().mean(1) + INFORMATION * information
     if seen.values is None:
         return total
-    excess = (seen.values.abs() - bound).clamp_min(0).mean(1)
-    surprise = seen.values[:, :-1] - DISCOUNT * seen.values[:, 1:]
-    # The reward is not seen: it is the one of -1, 0 and 1 that fits best.
-    bellman = (surprise - surprise.round().clamp(-1, 1)).square().mean(1)
+    excess = objectives.value_excess(seen.values, bound).mean(1)
+    bellman = objectives.bellman(seen.values[:, :-1], seen.values[:, 1:]).mean(1)
     return total - EXCESS * excess - BELLMAN * bellman
 
 

@@ -20,8 +20,13 @@ from gasim_ray.core.settings import GeneratorSettings
 #: Channels of the wider layers of DAFL's generator.
 PUBLISHED_WIDTH = 128
 
-#: Float observations (N, *shape) within bounds -> the scalar to minimise.
-Objective = Callable[[Tensor], Tensor]
+#: Gives the observations (N, *shape) that come a step after some.
+Following = Callable[[], Tensor]
+
+
+#: Float observations (N, *shape) within bounds, and what gives the following ones if a generator knows them -> a scalar
+#: to minimise.
+Objective = Callable[..., Tensor]
 
 
 class Generator(Protocol):

@@ -14,6 +14,9 @@ from torch import Tensor
 
 Divergence = Literal["kl", "js", "l1"]
 
+#: Discount of the returns that values foretell, as RLlib's and our own recipes for games have it.
+DISCOUNT = 0.99
+
 
 def one_hot(logits: Tensor) -> Tensor:
     """Cross-entropy (N,) to the teacher's own choice: low where the teacher is sure (DAFL 2019, equation 3)."""
@@ -94,6 +97,26 @@ def contrastive(first: Tensor, second: Tensor, others: Tensor, temperature: floa
     mask = torch.zeros_like(alike, dtype=torch.bool)
     mask[own, len(a) + own] = True
     return F.cross_entropy(alike.masked_fill(mask, float("-inf")), own, reduction="none")
+
+
+def value_excess(values: Tensor, bound: float) -> Tensor:
+    """How far values (N, ...) of states lie beyond what rewards allow, of either sign."""
+    return (values.abs() - bound).clamp_min(0)
+
+
+def bellman(values: Tensor, following: Tensor) -> Tensor:
+    """Squared error (N, ...) of values against those of the states a step later (Bellman's equation).
+
+    The reward between them is not seen: it is the one of -1, 0 and 1, as games are trained on, that fits best.
+    """
+    surprise = values - DISCOUNT * following
+    return (surprise - surprise.detach().round().clamp(-1, 1)).square()
+
+
+def decided(logits: Tensor, wanted: float) -> Tensor:
+    """Squared distance (N,) of a policy's entropy from the one that is wanted, in nats."""
+    log_policy = torch.log_softmax(logits, -1)
+    return (-(log_policy.exp() * log_policy).sum(-1) - wanted).square()
 
 
 def total_variation(images: Tensor) -> Tensor:

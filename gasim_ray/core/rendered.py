@@ -7,6 +7,7 @@ it for meshes), while what the networks see has hard ones.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +41,9 @@ class RenderedGenerator:
         optimiser = torch.optim.Adam(moved.values(), lr=self.settings.learning_rate)
         value = 0.0
         for _ in range(self.settings.steps):
-            loss = objective(self._stacked(self.prior.pictured(self._after(moved), SOFTNESS)))
+            now = self._after(moved)
+            later = partial(self._soft, replace(now, way=now.way + now.speed))
+            loss = objective(self._soft(now), later)
             optimiser.zero_grad()
             torch.autograd.backward(loss)
             optimiser.step()
@@ -66,6 +69,10 @@ class RenderedGenerator:
             way=far["way"],
             speed=far["speed"].clamp(-given.speed * scale, given.speed * scale) * moves,
         )
+
+    def _soft(self, things: Things) -> Tensor:
+        """Observations (N, *spec.shape) with a gradient to what they are made of."""
+        return self._stacked(self.prior.pictured(things, SOFTNESS))
 
     def _stacked(self, pictured: Tensor) -> Tensor:
         """Float observations (N, *spec.shape) within bounds."""

@@ -250,8 +250,24 @@ class ObjectiveSettings:
     contrastive: float = 0.0
     """Likeness of each image to others and to earlier ones, against that to a shifted view of itself."""
 
+    value: float = 0.0
+    """How far the teacher's value of a state lies beyond `value_bound`; for a teacher that answers it."""
+
+    value_bound: float = 1.0
+    """Largest value, of either sign, that rewards allow; 1 suits a game of which one point is at stake."""
+
+    decided: float = 0.0
+    """Squared distance, in nats, of the entropy of the teacher's policy on an observation from `entropy_wanted`."""
+
+    entropy_wanted: float = 0.0
+    """Entropy in nats that the teacher's policy had when it was trained; 0 is a policy that is sure."""
+
+    bellman: float = 0.0
+    """Squared error of a scene's value against that of the scene a step later, whatever the reward between them; for
+    generators of kind rendered, which know what comes next."""
+
     def __post_init__(self) -> None:
-        check_range(self, dict.fromkeys((*TERMS, "bound"), 0.0))
+        check_range(self, dict.fromkeys((*TERMS, "bound", "value_bound", "entropy_wanted"), 0.0))
 
     def any(self) -> bool:
         """Whether a term is on."""
@@ -269,6 +285,9 @@ TERMS = (
     "batch_norm",
     "total_variation",
     "contrastive",
+    "value",
+    "decided",
+    "bellman",
 )
 
 

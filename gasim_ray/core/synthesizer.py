@@ -15,7 +15,7 @@ from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
 from gasim_ray.core.contrast import Contrast
 from gasim_ray.core.distill import generator_loss, views
 from gasim_ray.core.evolved import EvolvedGenerator
-from gasim_ray.core.generator import DirectGenerator, Generator, NetworkGenerator
+from gasim_ray.core.generator import DirectGenerator, Following, Generator, NetworkGenerator
 from gasim_ray.core.mixture import Disputed, Mixture
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.prior import Prior
@@ -92,8 +92,8 @@ class Synthesizer:
             self._restart(slot, random)
         labels = wanted_actions(self.settings.batch_size, self.teacher.config.actions, random)
 
-        def objective(observations: Tensor) -> Tensor:
-            loss = generator_loss(observations, self.teacher, self.student, labels, self.objective)
+        def objective(observations: Tensor, following: Following | None = None) -> Tensor:
+            loss = generator_loss(observations, self.teacher, self.student, labels, self.objective, following)
             return loss if self.contrast is None else loss + self.contrast.loss(observations, random)
 
         value = slot.generator.improve(objective, random)

@@ -18,10 +18,9 @@ from gasim_ray.evaluation.agreement import answers, check_same_task, divergence,
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.controls import Distil, control_models
 from gasim_ray.evaluation.episodes import Observations
-from gasim_ray.evaluation.intervals import Interval
 from gasim_ray.evaluation.latency import latency_ms
 from gasim_ray.evaluation.modes import ModeShares, modes_of_run
-from gasim_ray.evaluation.tasks import TEACHER, EnvironmentTask, Metric, Score, Task
+from gasim_ray.evaluation.tasks import TEACHER, Metric, Score, Task
 from gasim_ray.report.samples import save_worst
 from gasim_ray.run_folder import RunFolder, saved_config
 
@@ -55,8 +54,6 @@ class Row:
     latency_batch_ms: float
     #: Atari's games only: its return above random actions' as a share of the teacher's above them.
     normalised: float | None = None
-    #: Atari's games only: its mean return where actions are sticky.
-    sticky: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -150,9 +147,6 @@ def evaluate_models(run: str, models: Mapping[str, Model], task: Task) -> tuple[
         alike = 1 / teacher.config.actions
         rows = [replace(row, agreement=alike, kl=even) if row.name == CHANCE else row for row in rows]
         rows = [replace(row, normalised=normalised(row.score, scores[TEACHER], scores[CHANCE])) for row in rows]
-    if isinstance(task, EnvironmentTask):
-        sticky = task.sticky_returns(models)
-        rows = [replace(row, sticky=sticky.get(row.name)) for row in rows]
     return Evaluation(run, task.name, task.metric, len(observations), tuple(rows)), observations
 
 

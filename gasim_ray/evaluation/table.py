@@ -61,7 +61,7 @@ def _cells(row: Row, metric: Metric, classifiers: bool, games: bool) -> list[str
     ]
     if games:
         cells.append("-" if row.normalised is None else f"{row.normalised:.2f}")
-        cells.append("-" if row.sticky is None else f"{row.sticky.mean:.1f}")
+        cells.append("-" if row.score.sticky is None else f"{row.score.sticky.mean:.1f}")
     else:
         cells.append(f"{row.latency_batch_ms:.2f}")
     if classifiers and row.score.worst_class_accuracy is not None:

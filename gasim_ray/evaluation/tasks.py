@@ -15,7 +15,7 @@ from gasim_ray.evaluation.agreement import answers
 from gasim_ray.evaluation.atari import STICKY, is_atari, sticky_of, with_sticky
 from gasim_ray.evaluation.datasets import Dataset
 from gasim_ray.evaluation.environments import check_environment
-from gasim_ray.evaluation.episodes import Observations, evaluate_many, evaluate_return
+from gasim_ray.evaluation.episodes import Observations, Returns, evaluate_many, evaluate_return
 from gasim_ray.evaluation.intervals import Interval, mean_interval, proportion_interval
 
 Metric = Literal["return", "accuracy"]
@@ -36,6 +36,8 @@ class Score:
 
     #: Mean return, or accuracy as a fraction, with its 95 % interval.
     interval: Interval
+    #: Atari's games only: its mean return where actions are sticky.
+    sticky: Interval | None = None
     #: Classifiers only: the class recognised worst; where classes were merged, the class before that, the hidden mode.
     worst_class: str | None = None
     #: Classifiers only: the fraction of it that is recognised.
@@ -88,20 +90,26 @@ class EnvironmentTask:
 
     def measure(self, models: Mapping[str, Model]) -> tuple[dict[str, Score], Observations]:
         """See Task; the observations are states that the teacher visited."""
-        played = evaluate_many(models, self.name, self.episodes, self.seed, {TEACHER: KEPT_STATES}, self.local)
-        return {name: Score(mean_interval(p.returns)) for name, p in played.items()}, played[TEACHER].observations
-
-    def sticky_returns(self, models: Mapping[str, Model]) -> dict[str, Interval]:
-        """The mean return of each model where actions are sticky; none but for a game where they are not already."""
-        if not is_atari(self.name) or sticky_of(self.name):
-            return {}
-        played = evaluate_many(models, with_sticky(self.name, STICKY), self.episodes, self.seed, {}, self.local)
-        return {name: mean_interval(p.returns) for name, p in played.items()}
+        varied = self._play(models, self._varied, {TEACHER: KEPT_STATES})
+        if self._varied == self.name:
+            scores = {name: Score(mean_interval(p.returns)) for name, p in varied.items()}
+        else:
+            played = self._play(models, self.name, {})
+            scores = {n: Score(mean_interval(p.returns), mean_interval(varied[n].returns)) for n, p in played.items()}
+        return scores, varied[TEACHER].observations
 
     def training_observations(self, teacher: Model) -> Observations:
         """See Task; states from other episodes of the teacher."""
         seed = self.seed + _CONTROL_SEED_OFFSET
-        return evaluate_return(teacher, self.name, self.episodes, seed, KEPT_STATES).observations
+        return evaluate_return(teacher, self._varied, self.episodes, seed, KEPT_STATES).observations
+
+    @property
+    def _varied(self) -> str:
+        """Where states are from: without sticky actions thirty episodes of a game are a few games over and over."""
+        return with_sticky(self.name, sticky_of(self.name) or STICKY) if is_atari(self.name) else self.name
+
+    def _play(self, models: Mapping[str, Model], env_id: str, keep: Mapping[str, int]) -> dict[str, Returns]:
+        return evaluate_many(models, env_id, self.episodes, self.seed, keep, self.local)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +156,7 @@ class DatasetTask:
         names = self.dataset.class_names if modes is None else modes.names
         by_class = {int(label): float(right[labels == label].mean()) for label in np.unique(labels)}
         worst = min(by_class, key=by_class.__getitem__)
-        return Score(proportion_interval(int(right.sum()), len(right)), names[worst], by_class[worst])
+        return Score(proportion_interval(int(right.sum()), len(right)), None, names[worst], by_class[worst])
 
     def training_observations(self, teacher: Model) -> Observations:
         """See Task; the training images, whichever teacher."""

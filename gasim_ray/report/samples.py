@@ -44,7 +44,7 @@ def save_samples(
     choices = teacher_outputs.argmax(1).astype(np.int64)
     counts = np.bincount(choices, minlength=teacher_outputs.shape[1])
     if spec.is_image and spec.stack > 1:
-        titles = [_chosen(policy) for policy in softmax(teacher_outputs, axis=1)[:STACKS]]
+        titles = [_chosen(policy, spec) for policy in softmax(teacher_outputs, axis=1)[:STACKS]]
         heading = _title(observations, f"of which {len(titles)}, oldest frame first")
         figure = _stacks(observations, titles, heading, spec)
     elif spec.is_image:
@@ -60,18 +60,20 @@ def save_worst(
 ) -> None:
     """Draw those of the pictures (N, *spec.shape) whose `kl` (N,), in nats, is highest, the worst first.
 
-    Beside each stand the likeliest actions of both policies (N, actions).
+    Beside each stand the likeliest actions, or classes, of both policies (N, actions).
     """
     worst = np.argsort(-kl, kind="stable")[:STACKS]
-    titles = [f"KL {kl[i]:.2g}: teacher's {_chosen(teacher[i])}, student's {_chosen(student[i])}" for i in worst]
+    titles = [
+        f"KL {kl[i]:.2g}: teacher's {_chosen(teacher[i], spec)}, student's {_chosen(student[i], spec)}" for i in worst
+    ]
     heading = f"farthest from the teacher among {len(observations):,} real observations"
     path.parent.mkdir(parents=True, exist_ok=True)
     _stacks(observations[worst], titles, heading, spec).savefig(path, dpi=100, format="png")
 
 
-def _chosen(policy: Policies) -> str:
+def _chosen(policy: Policies, spec: ObservationSpec) -> str:
     action = int(policy.argmax())
-    return f"action {action}: {100 * policy[action]:.0f} %"
+    return f"{'action' if spec.stack > 1 else 'class'} {action}: {100 * policy[action]:.0f} %"
 
 
 def _image_grid(observations: Observations, choices: Labels, counts: Labels, spec: ObservationSpec) -> Figure:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.utils import make_target_network
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, TargetNetworkAPI
@@ -17,13 +16,10 @@ from torch import Tensor, nn
 
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.models.cnn import start_centred
 
 #: Gain of the last layer's rows for the policy: all actions equally likely at first (Huang et al. 2022, "37 details").
 POLICY_GAIN = 0.01
-
-#: What the first convolution's filters are multiplied by once their means are gone. Own: a game's picture is mostly one
-#: level, which such filters do not see, and its things stand out from it by a fraction of the range.
-CONTRAST = 4.0
 
 
 class WithTarget(TargetNetworkAPI, InferenceOnlyAPI):  # type: ignore[misc]
@@ -75,10 +71,8 @@ def initialise(model: Model) -> None:
         nn.init.orthogonal_(layer.weight, 2**0.5)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
-    first = layers[0].weight
-    with torch.no_grad():
-        first -= first.mean(dim=tuple(range(1, first.dim())), keepdim=True)
-        first *= CONTRAST
+    if isinstance(layers[0], nn.Conv2d):
+        start_centred(layers[0])
     last = layers[-1].weight
     nn.init.orthogonal_(last[:-1], POLICY_GAIN)
     nn.init.orthogonal_(last[-1:], 1.0)
