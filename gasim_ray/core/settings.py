@@ -253,7 +253,7 @@ class ObjectiveSettings:
     value: float = 0.0
     """How far the teacher's value of a state lies beyond `value_bound`; for a teacher that answers it."""
 
-    value_bound: float = 1.0
+    value_bound: float = 0.0
     """Largest value, of either sign, that rewards allow; 1 suits a game of which one point is at stake."""
 
     decided: float = 0.0
