@@ -14,7 +14,7 @@ import torch
 from gasim_ray import cli
 from gasim_ray.actors.workers import LocalWorkers, make_student
 from gasim_ray.config import build_config
-from gasim_ray.core.answers import answer, answer_loss, columns
+from gasim_ray.core.answers import COMPARED, answer, answer_loss, answer_parts, check_answers, inner_layers, widths
 from gasim_ray.core.distill import student_loss
 from gasim_ray.core.model import Model, load_config, save_model
 from gasim_ray.core.settings import StudentSettings
@@ -39,7 +39,7 @@ def test_an_answer_is_logits_then_value_then_features() -> None:
     assert torch.equal(answer(model, observations, StudentSettings()), logits)
     both = answer(model, observations, BOTH)
     torch.testing.assert_close(both, torch.cat([logits, value.unsqueeze(1), read], 1))
-    assert both.shape[1] == columns(model, BOTH) == 3 + 1 + 8
+    assert widths(model, BOTH) == [3, 1, 8]
 
 
 def test_the_loss_adds_squared_errors_of_value_and_features() -> None:
@@ -47,8 +47,56 @@ def test_the_loss_adds_squared_errors_of_value_and_features() -> None:
     policy = student_loss(own[:, :3], given[:, :3], BOTH)
     value = (own[:, 3] - given[:, 3]).square()
     features = (own[:, 4:] - given[:, 4:]).square().mean(1) / given[:, 4:].square().mean()
-    torch.testing.assert_close(answer_loss(own, given, 3, BOTH), policy + 0.5 * value + 2 * features)
-    torch.testing.assert_close(answer_loss(given, given, 3, BOTH), torch.zeros(5))
+    torch.testing.assert_close(answer_loss(own, given, [3, 1, 8], BOTH), policy + 0.5 * value + 2 * features)
+    torch.testing.assert_close(answer_loss(given, given, [3, 1, 8], BOTH), torch.zeros(5))
+
+
+LAYERS = StudentSettings(layers_weight=0.5)
+FILTERS: dict[str, Any] = {"name": "cnn", "filters": [[8, 8, 4], [4, 4, 2], [4, 3, 1]], "hidden": [12]}
+
+
+def player(**changed: Any) -> Model:
+    """Of four stacked frames."""
+    torch.manual_seed(0)
+    return Model(replace(tiny.model(tiny.ATARI).config, architecture={**FILTERS, **changed})).frozen()
+
+
+def test_what_layers_between_read_is_compared_whatever_their_rank() -> None:
+    model, student = player(), player(rank=3, ranks=[0, 2, 0])
+    names = ["convolutions.1", "convolutions.2", "head.0"]
+    assert inner_layers(model) == inner_layers(student) == names
+    frames = torch.randint(0, 256, (2, *tiny.ATARI.shape), dtype=torch.uint8)
+    _, first, second, third = answer_parts(model, frames, LAYERS)
+    assert [part.shape[1] for part in (first, second, third)] == [COMPARED, 4 * 81, 4 * 49]
+    assert widths(model, LAYERS) == widths(student, LAYERS) == [model.config.actions, COMPARED, 4 * 81, 4 * 49]
+    picture = model.config.observation.normalise(frames)
+    read = model.network.convolutions[0](picture).relu()  # type: ignore[index, operator, union-attr]
+    assert set(first[0].tolist()) <= set(read[0].flatten().tolist())
+    read = model.network.convolutions[1](read).relu()  # type: ignore[index, operator, union-attr]
+    torch.testing.assert_close(second, read.flatten(1))
+
+
+def test_the_loss_adds_each_layer_as_a_share_of_its_square() -> None:
+    given, own = torch.rand(5, 3 + 2 + 4), torch.rand(5, 3 + 2 + 4)
+    loss = student_loss(own[:, :3], given[:, :3], LAYERS)
+    for part in (slice(3, 5), slice(5, 9)):
+        loss = loss + 0.5 * (own - given)[:, part].square().mean(1) / given[:, part].square().mean()
+    torch.testing.assert_close(answer_loss(own, given, [3, 2, 4], LAYERS), loss)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"filters": [[8, 8, 4], [5, 4, 2], [4, 3, 1]]},
+            r"convolutions\.2 reads \[5, 3, 3\] in the student, reads \[4, 3, 3\]",
+        ),
+        ({"filters": [[8, 8, 4], [4, 4, 2]]}, r"convolutions\.2 is absent in the student"),
+    ],
+)
+def test_layers_are_compared_only_with_the_same(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=r"student\.layers_weight: " + message):
+        check_answers(player(), player(**changed), LAYERS)
 
 
 def test_a_run_learns_value_and_features_and_its_student_answers_the_policy(tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ def test_sizes_lie_between_the_bounds_and_are_spread_over_scales() -> None:
     assert float(heights.median()) == pytest.approx(8, abs=1.5)
 
 
+def test_each_scene_may_have_a_contrast_of_its_own() -> None:
+    def median_contrast(**tones: float) -> float:
+        scene = frames(replace(BARE, static=1, **tones), 1000)[:, 0].flatten(1)
+        contrast = scene.amax(1) - scene.amin(1)
+        assert float(contrast.max()) <= 0.5
+        return float(contrast[contrast > 0].median())
+
+    alike = median_contrast(contrast=0.5)
+    assert 0.1 * alike < median_contrast(contrast=0.5, faintest=0.02) < 0.5 * alike
+
+
 def test_struck_out_things_have_gaps_and_noise_is_everywhere() -> None:
     def kinds_of_rows(settings: SceneSettings) -> float:
         scene = frames(settings)[:, 0]

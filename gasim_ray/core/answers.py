@@ -1,59 +1,109 @@
-"""What a student learns of a teacher's answer, as columns beside one another.
+"""What a student learns of a teacher's answer, as parts that stand beside one another in columns.
 
 Policy logits always; the state's value with `student.value_weight`; what the last layer reads, with
-`student.features_weight`. A pool keeps the columns, whatever they are.
+`student.features_weight`; what the layers between the first and the last read, with `student.layers_weight` (Romero et
+al. 2015, "FitNets", for all layers at once). A pool keeps the columns, whatever they are.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gasim_ray.core.distill import last_dense, student_loss
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.settings import StudentSettings
+from gasim_ray.core.svd import low_rank_layers
 from gasim_ray.errors import UserError
+
+#: Numbers of what a layer between reads that are compared, always the same ones: a convolution reads thousands.
+COMPARED = 768
 
 
 def answer(model: Model, observations: Tensor, settings: StudentSettings) -> Tensor:
-    """What a teacher or a student answers to observations (N, *spec.shape): (N, `columns`) float32."""
-    read: list[Tensor] = []
-    hook = None
-    if settings.features_weight:
-        hook = last_dense(model).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].float()))
-    try:
+    """What a teacher or a student answers to observations (N, *spec.shape): (N, sum of `widths`) float32."""
+    parts = answer_parts(model, observations, settings)
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def answer_parts(model: Model, observations: Tensor, settings: StudentSettings) -> list[Tensor]:
+    """The parts of `answer`: logits, value, features, one for each layer between; those that are asked for."""
+    with read_by(layers_read(model, settings)) as read:
         if settings.value_weight:
             outputs, value = model.with_value(observations)
-            read.insert(0, value.unsqueeze(1))
+            values = [value.unsqueeze(1)]
         else:
-            outputs = model(observations)
+            outputs, values = model(observations), []
+    return [policy_logits(outputs, model.config.output_scale), *values, *read]
+
+
+def layers_read(model: Model, settings: StudentSettings) -> list[nn.Module]:
+    """The layers of which it counts what they read."""
+    last = [last_dense(model)] if settings.features_weight else []
+    between = inner_layers(model) if settings.layers_weight else []
+    return [*last, *(model.network.get_submodule(name) for name in between)]
+
+
+def inner_layers(model: Model) -> list[str]:
+    """Names of the convolutions and dense layers between the first and the last; two of low rank count as one."""
+    low = low_rank_layers(model)
+    whole = [name for name, module in model.network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    found = dict.fromkeys(next((base for base in low if name.startswith(f"{base}.")), name) for name in whole)
+    return list(found)[1:-1]
+
+
+@contextmanager
+def read_by(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Fill a list with what these layers read in the next forward pass, (N, at most COMPARED) each, in their order."""
+    read, kept = [torch.empty(0)] * len(layers), {id(layer): place for place, layer in enumerate(layers)}
+
+    def keep(layer: nn.Module, inputs: Any) -> None:
+        flat = inputs[0].flatten(1).float()
+        read[kept[id(layer)]] = flat if flat.shape[1] <= COMPARED else flat[:, compared(flat.shape[1])]
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
+    try:
+        yield read
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
-    logits = policy_logits(outputs, model.config.output_scale)
-    return torch.cat([logits, *read], 1) if read else logits
 
 
-def columns(model: Model, settings: StudentSettings) -> int:
-    """How many columns an answer has."""
-    features = last_dense(model).in_features if settings.features_weight else 0
-    return model.config.actions + (settings.value_weight > 0) + features
+@lru_cache
+def compared(size: int) -> Tensor:
+    """Which of so many numbers are compared."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:COMPARED]
 
 
-def answer_loss(student: Tensor, teacher: Tensor, actions: int, settings: StudentSettings) -> Tensor:
-    """Loss (N,) of two answers (N, columns): that of the policy, and the weighted squared errors of the rest.
+def widths(model: Model, settings: StudentSettings) -> list[int]:
+    """How many columns each part of an answer has."""
+    spec = model.config.observation
+    example = torch.zeros((1, *spec.shape), dtype=spec.torch_dtype)
+    with torch.no_grad():
+        parts = answer_parts(deepcopy(model).cpu().eval(), example, settings)
+    return [part.shape[1] for part in parts]
 
-    The error of the features is a share of their mean square in the teacher.
+
+def answer_loss(student: Tensor, teacher: Tensor, parts: Sequence[int], settings: StudentSettings) -> Tensor:
+    """Loss (N,) of two answers (N, sum of parts): that of the policy, and the weighted squared errors of the rest.
+
+    The error of what a layer reads is a share of its mean square in the teacher.
     """
-    loss = student_loss(student[:, :actions], teacher[:, :actions], settings)
+    (own, *own_read), (given, *given_read) = (torch.split(answers, list(parts), 1) for answers in (student, teacher))
+    loss = student_loss(own, given, settings)
     if settings.value_weight:
-        loss = loss + settings.value_weight * (student[:, actions] - teacher[:, actions]).square()
-    if settings.features_weight:
-        first = actions + (settings.value_weight > 0)
-        own, given = student[:, first:], teacher[:, first:]
-        error = (own - given).square().mean(1) / given.square().mean().clamp_min(1e-8)
-        loss = loss + settings.features_weight * error
+        loss = loss + settings.value_weight * (own_read.pop(0) - given_read.pop(0)).square().squeeze(1)
+    weights = [settings.features_weight] if settings.features_weight else []
+    weights += [settings.layers_weight] * (len(own_read) - len(weights))
+    for weight, mine, aim in zip(weights, own_read, given_read, strict=True):
+        loss = loss + weight * (mine - aim).square().mean(1) / aim.square().mean().clamp_min(1e-8)
     return loss
 
 
@@ -71,3 +121,18 @@ def check_answers(teacher: Model, student: Model, settings: StudentSettings) -> 
                 f"student.features_weight: the student's last layer reads {narrow} numbers, the teacher's {wide}; "
                 "give them the same, or set it to 0"
             )
+    if settings.layers_weight:
+        theirs, own = (read_shapes(model) for model in (teacher, student))
+        if theirs != own:
+            name = next(name for name in {**theirs, **own} if theirs.get(name) != own.get(name))
+            has, had = (f"reads {of[name]}" if name in of else "is absent" for of in (own, theirs))
+            raise UserError(
+                f"student.layers_weight: {name} {has} in the student, {had} in the teacher; give them the same layers, "
+                "or set it to 0"
+            )
+
+
+def read_shapes(model: Model) -> dict[str, list[int]]:
+    """What each layer between reads at a place: features, or channels and a kernel's height and width."""
+    first = {name: next(model.network.get_submodule(name).parameters()) for name in inner_layers(model)}
+    return {name: list(weight.shape[1:]) for name, weight in first.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gasim_ray.core.answers import answer, answer_loss, columns
+from gasim_ray.core.answers import answer, answer_loss, widths
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch, fault_of
 from gasim_ray.core.model import Model
 from gasim_ray.core.pool import Pool
@@ -45,7 +45,8 @@ class Learner:
         self.settings, self.pool_settings, self.seed = settings, pool, seed
         self.student = student.to(self.device).train()
         self.optimiser = torch.optim.Adam(self.student.parameters(), lr=settings.learning_rate, fused=True)
-        self.columns = columns(student, settings)
+        self.parts = widths(student, settings)
+        self.columns = sum(self.parts)
         self.pool = Pool(pool.capacity, student.config.observation, self.columns, self.device)
         self.steps = 0
         self.newest: tuple[Tensor, Tensor] | None = None
@@ -88,7 +89,7 @@ class Learner:
                 observations, answers, self.settings.batch_size - replayed, random
             )
         own = answer(self.student, observations, self.settings)
-        loss = answer_loss(own, answers, self.student.config.actions, self.settings)
+        loss = answer_loss(own, answers, self.parts, self.settings)
         self.optimiser.zero_grad()
         torch.autograd.backward(loss.mean())
         self.optimiser.step()

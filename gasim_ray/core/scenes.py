@@ -54,9 +54,13 @@ class SceneSettings:
     contrast: float = 1.0
     """Most that a thing's tone differs from the ground."""
 
+    faintest: float = 0.0
+    """Least that this most may be, each scene having its own, log-uniform from here to `contrast`; 0: all the same."""
+
     def __post_init__(self) -> None:
-        numbers = ("sprites", "static", "speed", "text", "noise", "contrast")
+        numbers = ("sprites", "static", "speed", "text", "noise", "contrast", "faintest")
         at_most = {"text": 1.0, "noise": 1.0, "contrast": 1.0, "sprites": 100.0, "static": 100.0}
+        at_most["faintest"] = self.contrast
         check_range(self, {**dict.fromkeys(numbers, 0.0), "smallest": 0.1, "largest": self.smallest}, at_most)
 
 
@@ -179,6 +183,8 @@ class Scenes(Prior):
         speed = speed * (uniform(generator, shape) < 2 / 3)
         there = uniform(generator, (count, 1, shape[1])) < 0.5
         tone = uniform(generator, (count, self.colours, shape[1]), -given.contrast, given.contrast)
+        if given.faintest:
+            tone = tone * uniform(generator, (count, 1, 1), log(given.faintest / given.contrast), 0.0).exp()
         struck = (uniform(generator, (count, 1, given.static, 1)) < given.text) & bool(given.text)
         kept = [
             ((uniform(generator, (count, 1, given.static, len(side))) < 0.5) | ~struck).float()

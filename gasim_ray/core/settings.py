@@ -68,11 +68,15 @@ class StudentSettings:
     features_weight: float = 0.0
     """Weight of the squared error of what the last layer reads, as a share of its mean square; 0 leaves it out."""
 
+    layers_weight: float = 0.0
+    """The same of what each layer between the first and the last reads; for a student with the teacher's layers, of any
+    rank."""
+
     def __post_init__(self) -> None:
         check_range(
             self,
             {"learning_rate": 0, "batch_size": 1, "steps": 1, "temperature": 1e-3, "logits_weight": 0, "cpus": 0}
-            | {"value_weight": 0, "features_weight": 0},
+            | {"value_weight": 0, "features_weight": 0, "layers_weight": 0},
         )
         if self.node_label and not re.fullmatch(r"[\w./-]+=[\w.-]+", self.node_label):
             raise UserError(f"student.node_label: {self.node_label!r} is no label; give it as key=value")
