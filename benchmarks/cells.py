@@ -14,6 +14,7 @@ import yaml
 from gasim_ray.config import DistillConfig, build_config, merged, plain
 from gasim_ray.core.model import load_config
 from gasim_ray.errors import UserError
+from gasim_ray.evaluation.atari import is_atari
 
 ROOT = Path(__file__).parent
 #: The control that learns from the teacher's real observations: a row of each table, not a method.
@@ -84,6 +85,8 @@ class Cell:
         """
         teacher = load_config(self.teacher).to_json()
         cell = {"out": "", "episodes": self.episodes, "method": self.method, "teacher": teacher}
+        if is_atari(str(teacher["source"].get("environment"))):
+            cell["states"] = "sticky"  # those of the lines before were from games without
         tree = plain(asdict(self.config))
         # What the learner reserves and how long an actor is waited for decide nothing; older lines know neither.
         del tree["student"]["cpus"], tree["generator"]["timeout"]
