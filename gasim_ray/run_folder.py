@@ -161,13 +161,13 @@ class RunFolder:
             before = dotted(yaml.safe_load((self.path / "config.yaml").read_text()))
         except (OSError, yaml.YAMLError, AttributeError) as error:
             raise UserError(f"{self.path}/config.yaml: cannot be read ({type(error).__name__})") from error
+        default = dotted(plain(asdict(DistillConfig(config.teacher))))
         for key, value in dotted(plain(asdict(config))).items():
             free = key in FREE_ON_RESUME or key.split(".")[0] in FREE_ON_RESUME
             # A setting that an older version did not have is as it was then: at its default.
-            if not free and key in before and before[key] != value:
-                raise UserError(
-                    f"{key}: {value} differs from {before[key]} of the run in {self.path}; use another --out"
-                )
+            was = before.get(key, default.get(key, value))
+            if not free and was != value:
+                raise UserError(f"{key}: {value} differs from {was} of the run in {self.path}; use another --out")
         self.forget_after(state["progress"]["seconds"])
         return state
 

@@ -84,19 +84,60 @@ def test_the_loss_adds_each_layer_as_a_share_of_its_square() -> None:
     torch.testing.assert_close(answer_loss(own, given, [3, 2, 4], LAYERS), loss)
 
 
+THIS = [[8, 8, 4], [4, 4, 2], [4, 3, 1]]
+
+
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("given", "wanted", "message"),
     [
         (
-            {"filters": [[8, 8, 4], [5, 4, 2], [4, 3, 1]]},
-            r"convolutions\.2 reads \[5, 3, 3\] in the student, reads \[4, 3, 3\]",
+            player(filters=[[8, 8, 4], [5, 4, 2], [4, 3, 1]]),
+            player(),
+            r"convolutions\.2 reads \[5, 9, 9\] in the student",
         ),
-        ({"filters": [[8, 8, 4], [4, 4, 2]]}, r"convolutions\.2 is absent in the student"),
+        # The same kernels, of which the first two leave as much together.
+        (
+            player(filters=[[8, 8, 2], [4, 4, 4], [4, 3, 1]]),
+            player(),
+            r"convolutions\.1 reads \[8, 39, 39\] in the student",
+        ),
+        (player(filters=THIS[:2]), player(), r"convolutions\.2 is none of those between in the student"),
+        (teacher(hidden=9), teacher(), "the teacher has no layer between the first and the last"),
     ],
 )
-def test_layers_are_compared_only_with_the_same(changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=r"student\.layers_weight: " + message):
-        check_answers(player(), player(**changed), LAYERS)
+def test_layers_are_compared_only_with_the_same(given: Model, wanted: Model, message: str) -> None:
+    with pytest.raises(UserError, match=rf"student\.layers_weight: .*({message})"):
+        check_answers(wanted, given, LAYERS)
+
+
+@pytest.mark.parametrize("architecture", [{"name": "dueling_mlp", "hidden": [8]}, {**FILTERS, "dueling": True}])
+def test_a_dueling_network_answers_twice(architecture: dict[str, Any]) -> None:
+    config = tiny.model(tiny.ATARI if architecture["name"] == "cnn" else tiny.VECTOR).config
+    model = Model(replace(config, architecture=architecture, outputs="q_values")).frozen()
+    both = replace(LAYERS, features_weight=1.0)
+    assert all(widths(model, both))
+    check_answers(model, model, both)
+
+
+def test_a_run_learns_what_layers_between_read(tmp_path: Path) -> None:
+    config = replace(tiny.model(tiny.VECTOR).config, architecture={"name": "mlp", "hidden": [8, 8]})
+    torch.manual_seed(0)
+    save_model(Model(config), tmp_path / "teacher")
+    asked = {"layers_weight": 1.0, "learning_rate": 1e-2, "architecture": config.architecture}
+    workers = LocalWorkers(
+        load_teacher(tmp_path / "teacher"), build_config(tiny.tree(tmp_path / "teacher", local=True, student=asked))
+    )
+    observations, settings = torch.rand(256, 4), StudentSettings(layers_weight=1.0)
+    aim = answer_parts(load_teacher(tmp_path / "teacher"), observations, settings)[1]
+
+    def error() -> float:
+        with torch.no_grad():
+            return float((answer_parts(workers.learner.student, observations, settings)[1] - aim).square().mean())
+
+    before = error()
+    for order in range(75):
+        workers.update(0.0, [workers.order(0, order, workers.student_weights()).payload])
+    assert error() < 0.5 * before
 
 
 def test_a_run_learns_value_and_features_and_its_student_answers_the_policy(tmp_path: Path) -> None:

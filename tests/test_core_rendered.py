@@ -101,6 +101,11 @@ def test_values_are_refused_of_a_teacher_that_has_none(term: str) -> None:
         check_objective(tiny.model(FRAMES), settings, ObjectiveSettings(**{term: 1.0}))
 
 
+def test_an_entropy_that_no_policy_has_is_refused() -> None:
+    with pytest.raises(UserError, match=r"objective\.entropy_wanted: 2\.0 is more .* give at most 1\.1"):
+        check_objective(valued(), GeneratorSettings(), ObjectiveSettings(decided=1.0, entropy_wanted=2.0))
+
+
 def test_what_comes_next_is_refused_of_a_generator_that_does_not_know() -> None:
     with pytest.raises(UserError, match=r"objective\.bellman: a generator of kind direct does not know"):
         check_objective(valued(), GeneratorSettings(), ObjectiveSettings(bellman=1.0))
@@ -130,7 +135,7 @@ def test_generations_find_worlds_that_the_teacher_speaks_for(teacher: Model) -> 
 
     before = mean_score()
     for step in range(8):
-        generator.improve(lambda x, _: x.sum(), rng("cpu", 1, step))
+        generator.improve(lambda x, _=None: x.sum(), rng("cpu", 1, step))
     assert mean_score() > before
     assert generator.emit(rng("cpu", 2)).shape == (24, 4, 84, 84)
 

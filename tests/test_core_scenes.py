@@ -108,6 +108,7 @@ def test_a_generator_moves_what_starts_as_whole_numbers() -> None:
     [
         ({"sprites": -1}, r"scenes\.sprites: -1 is impossible; give at least 0"),
         ({"smallest": 5.0, "largest": 2.0}, r"scenes\.largest: 2\.0 is impossible; give at least 5"),
+        ({"contrast": 0.2, "faintest": 0.3}, r"scenes\.faintest: 0\.3 is impossible; give at most 0\.2"),
         ({"text": 1.5}, r"scenes\.text: 1\.5 is impossible; give at most 1"),
     ],
 )

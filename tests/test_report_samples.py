@@ -65,6 +65,11 @@ def test_a_stack_is_shown_with_the_teachers_action_and_its_probability():
     assert [axes.get_title() for axes in figure.axes] == ["action 1: 75 %", "action 0: 90 %", "action 0: 50 %", ""]
 
 
+def test_a_classifier_s_choice_is_a_class():
+    spec = ObservationSpec((1, 6, 6), "float32", "CHW", (0.0,), (1.0,))
+    assert samples._chosen(np.array([0.25, 0.75], np.float32), spec) == "class 1: 75 %"
+
+
 def test_the_worst_come_first_with_both_policies(tmp_path, monkeypatch):
     spec = ObservationSpec((4, 6, 6), "float32", "CHW", (0.0,), (1.0,), stack=4)
     stacks = np.broadcast_to(np.array([0.0, 0.5, 1.0], np.float32)[:, None, None, None], (3, 4, 6, 6))

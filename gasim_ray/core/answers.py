@@ -52,11 +52,17 @@ def layers_read(model: Model, settings: StudentSettings) -> list[nn.Module]:
 
 
 def inner_layers(model: Model) -> list[str]:
-    """Names of the convolutions and dense layers between the first and the last; two of low rank count as one."""
-    low = low_rank_layers(model)
+    """Names of the convolutions and dense layers between the first and those that answer; two of low rank are one."""
+    low, last = low_rank_layers(model), last_layers(model)
     whole = [name for name, module in model.network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     found = dict.fromkeys(next((base for base in low if name.startswith(f"{base}.")), name) for name in whole)
-    return list(found)[1:-1]
+    return [name for name in list(found)[1:] if model.network.get_submodule(name) not in last]
+
+
+def last_layers(model: Model) -> list[nn.Module]:
+    """The dense layer that answers, and that of a dueling network's value."""
+    value = getattr(model.network, "value", None)
+    return [last_dense(model), *(list(value.modules())[-1:] if isinstance(value, nn.Module) else [])]
 
 
 @contextmanager
@@ -66,7 +72,8 @@ def read_by(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
     def keep(layer: nn.Module, inputs: Any) -> None:
         flat = inputs[0].flatten(1).float()
-        read[kept[id(layer)]] = flat if flat.shape[1] <= COMPARED else flat[:, compared(flat.shape[1])]
+        size = flat.shape[1]
+        read[kept[id(layer)]] = flat if size <= COMPARED else flat.index_select(1, compared(size, flat.device))
 
     hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
     try:
@@ -77,18 +84,22 @@ def read_by(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 @lru_cache
-def compared(size: int) -> Tensor:
-    """Which of so many numbers are compared."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:COMPARED]
+def compared(size: int, device: torch.device) -> Tensor:
+    """Which of so many numbers are compared; the same on every device."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:COMPARED].to(device)
 
 
 def widths(model: Model, settings: StudentSettings) -> list[int]:
     """How many columns each part of an answer has."""
-    spec = model.config.observation
-    example = torch.zeros((1, *spec.shape), dtype=spec.torch_dtype)
     with torch.no_grad():
-        parts = answer_parts(deepcopy(model).cpu().eval(), example, settings)
+        parts = answer_parts(deepcopy(model).cpu().eval(), example(model), settings)
     return [part.shape[1] for part in parts]
+
+
+def example(model: Model) -> Tensor:
+    """One observation (1, *spec.shape)."""
+    spec = model.config.observation
+    return torch.zeros((1, *spec.shape), dtype=spec.torch_dtype)
 
 
 def answer_loss(student: Tensor, teacher: Tensor, parts: Sequence[int], settings: StudentSettings) -> Tensor:
@@ -123,16 +134,26 @@ def check_answers(teacher: Model, student: Model, settings: StudentSettings) -> 
             )
     if settings.layers_weight:
         theirs, own = (read_shapes(model) for model in (teacher, student))
+        if not theirs:
+            raise UserError(
+                "student.layers_weight: the teacher has no layer between the first and the last; set it to 0"
+            )
         if theirs != own:
             name = next(name for name in {**theirs, **own} if theirs.get(name) != own.get(name))
-            has, had = (f"reads {of[name]}" if name in of else "is absent" for of in (own, theirs))
+            has, had = (f"reads {of[name]}" if name in of else "is none of those between" for of in (own, theirs))
             raise UserError(
                 f"student.layers_weight: {name} {has} in the student, {had} in the teacher; give them the same layers, "
                 "or set it to 0"
             )
 
 
+@torch.no_grad()
 def read_shapes(model: Model) -> dict[str, list[int]]:
-    """What each layer between reads at a place: features, or channels and a kernel's height and width."""
-    first = {name: next(model.network.get_submodule(name).parameters()) for name in inner_layers(model)}
-    return {name: list(weight.shape[1:]) for name, weight in first.items()}
+    """What each layer between reads of one observation; those that a network does not use are left out."""
+    whole, shapes = deepcopy(model).cpu().eval(), dict[str, list[int]]()
+    for name in inner_layers(whole):
+        whole.network.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: shapes.update({name: list(inputs[0].shape[1:])})
+        )
+    whole(example(whole))
+    return shapes

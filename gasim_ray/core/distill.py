@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import log
 from typing import Any
 
 import torch
@@ -100,9 +101,11 @@ def generator_loss(
         loss = loss + settings.total_variation * objectives.total_variation(images).mean()
     if settings.decided:
         loss = loss + settings.decided * objectives.decided(logits, settings.entropy_wanted).mean()
-    if values is not None and settings.value:
+    if settings.value:
+        assert values is not None
         loss = loss + settings.value * objectives.value_excess(values, settings.value_bound).mean()
-    if values is not None and settings.bellman:
+    if settings.bellman:
+        assert values is not None
         assert following is not None
         _, later = teacher.with_value(following())
         loss = loss + settings.bellman * objectives.bellman(values, later).mean()
@@ -120,6 +123,12 @@ def check_objective(teacher: Model, generator: GeneratorSettings, settings: Obje
     for name in ("value", "bellman"):
         if getattr(settings, name) and not teacher.config.value:
             raise UserError(f"objective.{name}: the teacher does not answer the value of a state; set it to 0")
+    most = log(teacher.config.actions)
+    if settings.decided and settings.entropy_wanted > most:
+        raise UserError(
+            f"objective.entropy_wanted: {settings.entropy_wanted} is more than the entropy of {teacher.config.actions} "
+            f"equal actions; give at most {most:.3g}"
+        )
     if settings.bellman and generator.kind != "rendered":
         raise UserError(
             f"objective.bellman: a generator of kind {generator.kind} does not know what comes next; set it to 0, or "

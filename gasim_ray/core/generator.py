@@ -24,9 +24,11 @@ PUBLISHED_WIDTH = 128
 Following = Callable[[], Tensor]
 
 
-#: Float observations (N, *shape) within bounds, and what gives the following ones if a generator knows them -> a scalar
-#: to minimise.
-Objective = Callable[..., Tensor]
+class Objective(Protocol):
+    """What generators minimise."""
+
+    def __call__(self, observations: Tensor, following: Following | None = None, /) -> Tensor:
+        """Float observations (N, *shape) within bounds, and those that come next if they are known -> a scalar."""
 
 
 class Generator(Protocol):

@@ -55,7 +55,8 @@ class SceneSettings:
     """Most that a thing's tone differs from the ground."""
 
     faintest: float = 0.0
-    """Least that this most may be, each scene having its own, log-uniform from here to `contrast`; 0: all the same."""
+    """Lowest contrast of a scene: each draws its own, log-uniform from here to `contrast`; with 0 all have `contrast`,
+    to which `rendered` generators may raise any."""
 
     def __post_init__(self) -> None:
         numbers = ("sprites", "static", "speed", "text", "noise", "contrast", "faintest")

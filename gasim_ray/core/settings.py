@@ -69,8 +69,8 @@ class StudentSettings:
     """Weight of the squared error of what the last layer reads, as a share of its mean square; 0 leaves it out."""
 
     layers_weight: float = 0.0
-    """The same of what each layer between the first and the last reads; for a student with the teacher's layers, of any
-    rank."""
+    """The same of what each layer between the first and the last reads, of which the pool keeps up to 3 KB a layer and
+    observation; for a student with the teacher's layers, of any rank."""
 
     def __post_init__(self) -> None:
         check_range(
@@ -258,7 +258,7 @@ class ObjectiveSettings:
     """How far the teacher's value of a state lies beyond `value_bound`; for a teacher that answers it."""
 
     value_bound: float = 0.0
-    """Largest value, of either sign, that rewards allow; 1 suits a game of which one point is at stake."""
+    """Largest value, of either sign, that rewards allow; 1 suits a game with one point at stake, 0 wants none."""
 
     decided: float = 0.0
     """Squared distance, in nats, of the entropy of the teacher's policy on an observation from `entropy_wanted`."""

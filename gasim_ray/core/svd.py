@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import log_policy
+from gasim_ray.models.cnn import CentredConvolution
 
 #: Observations whose answers are looked at together.
 CHUNK = 256
@@ -32,10 +33,17 @@ def low_rank_layers(student: Model) -> list[str]:
     return [base for base in pairs if tensors[f"{base}.0.weight"].dim() == tensors[f"{base}.1.weight"].dim()]
 
 
+def is_centred(model: Model) -> bool:
+    """Whether the first filters have no mean, whatever their weights are."""
+    return any(isinstance(module, CentredConvolution) for module in model.network.modules())
+
+
 def svd_obstacle(teacher: Model, student: Model) -> str | None:
     """Why the student is not the teacher with low-rank layers, in words; None if it is."""
     wanted = {name: list(tensor.shape) for name, tensor in student.network.state_dict().items()}
     low = low_rank_layers(student)
+    if is_centred(student) and not is_centred(teacher):
+        return "the student's first filters have no mean (`centred`), and the teacher's do"
     if not low:
         return "the student has no layer of lower rank (`rank` and `ranks` of the architecture `cnn`)"
     if getattr(teacher.network, "value", None) is not None:

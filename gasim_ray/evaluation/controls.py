@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 
 from gasim_ray.core.model import Model, ModelConfig, load_config, load_model, save_model
+from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.tasks import Task
 
@@ -41,6 +42,8 @@ def control_models(
     for kind in CONTROL_KINDS:
         folder = run / "controls" / kind
         source = {"control": kind, "task": task.name, "student_sha256": digest}
+        if kind == "real_observations" and is_atari(task.name):
+            source["states"] = "sticky"  # those of older controls were from games without
         if _source(folder) == source:
             made[kind] = load_model(folder)
         elif kind == "untrained":

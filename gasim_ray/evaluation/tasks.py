@@ -89,7 +89,7 @@ class EnvironmentTask:
         check_environment(self.name, model, who)
 
     def measure(self, models: Mapping[str, Model]) -> tuple[dict[str, Score], Observations]:
-        """See Task; the observations are states that the teacher visited."""
+        """See Task; the observations are states that the teacher visited. A game is played with sticky actions, too."""
         varied = self._play(models, self._varied, {TEACHER: KEPT_STATES})
         if self._varied == self.name:
             scores = {name: Score(mean_interval(p.returns)) for name, p in varied.items()}
@@ -106,7 +106,7 @@ class EnvironmentTask:
     @property
     def _varied(self) -> str:
         """Where states are from: without sticky actions thirty episodes of a game are a few games over and over."""
-        return with_sticky(self.name, sticky_of(self.name) or STICKY) if is_atari(self.name) else self.name
+        return with_sticky(self.name, STICKY) if is_atari(self.name) and not sticky_of(self.name) else self.name
 
     def _play(self, models: Mapping[str, Model], env_id: str, keep: Mapping[str, int]) -> dict[str, Returns]:
         return evaluate_many(models, env_id, self.episodes, self.seed, keep, self.local)

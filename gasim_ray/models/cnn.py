@@ -77,7 +77,7 @@ class CNN(nn.Module):
     """Convolutions, then dense layers; with `dueling` a value stream of the same sizes (Wang et al. 2016).
 
     `centred` filters of the first convolution have no mean, so that a picture's level cannot matter, which a student
-    from scratch does not learn from scenes; one that starts as its teacher loses what its filters' means did.
+    from scratch does not learn from scenes.
     With a `rank` the first dense layer is a product of two, of which the first has so many units and no bias. With
     `ranks`, one for each convolution and 0 for a whole one, convolutions are likewise: one to so many channels without
     a bias, then one of single pixels.
@@ -103,7 +103,7 @@ class CNN(nn.Module):
         if ranks and len(ranks) != len(filters):
             raise ValueError(f"{len(ranks)} ranks for {len(filters)} convolutions")
         if centred and ranks and ranks[0]:
-            raise ValueError("centred filters of the first convolution, of which the rank is to be 0")
+            raise ValueError(f"centred filters, of which the rank cannot be {ranks[0]}; give 0 as the first of ranks")
         inputs = [input_shape[0], *(layer[0] for layer in filters)]
         self.convolutions = nn.ModuleList(
             _convolution(channels, layer, inner, centred and place == 0)
