@@ -177,8 +177,8 @@ def test_a_folder_that_exists_is_kept_unless_it_is_to_be_replaced(
     refused(distil("--resume", "--generator.steps=9"), "generator", "differs from")
     settings = run / "config.yaml"
     written = settings.read_text()
-    settings.write_text("".join(line for line in written.splitlines(True) if "layers_weight" not in line))
-    refused(distil("--resume", "--student.layers_weight=1"), "student.layers_weight", "differs from 0")
+    settings.write_text("".join(line for line in written.splitlines(True) if "entropy_wanted" not in line))
+    refused(distil("--resume", "--objective.entropy_wanted=1"), "objective.entropy_wanted", "differs from 0")
     settings.write_text(written)
     refused(distil("--overwrite", "--generator.steps=-1"), "generator.steps", "-1 is impossible")
     assert contents(run) == before
