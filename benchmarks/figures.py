@@ -86,7 +86,13 @@ def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
         first = next(line for line in lines if line["method"] == method)
         _, observations, _, kl = zip(*first["growth"], strict=True)
         axes.plot(observations, kl, marker=".", label=method)
-    axes.set(xlabel="synthetic observations", ylabel="KL on the teacher's real states, nats", title=task, yscale="log")
+    axes.set(
+        xlabel="synthetic observations",
+        ylabel="KL on the teacher's real states, nats",
+        title=task,
+        xscale="log",
+        yscale="log",
+    )
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", ncols=3)
     return save(figure, f"{suite}-{task}-growth")
