@@ -68,6 +68,11 @@ class Cell:
         return (self.teacher / "config.json").exists()
 
     @property
+    def is_game(self) -> bool:
+        """Whether the teacher plays one of Atari's games."""
+        return is_atari(str(load_config(self.teacher).source.get("environment")))
+
+    @property
     def name(self) -> str:
         """Unique within the suite."""
         return f"{self.task}-{self.method}-{self.seed}"
@@ -85,7 +90,7 @@ class Cell:
         """
         teacher = load_config(self.teacher).to_json()
         cell = {"out": "", "episodes": self.episodes, "method": self.method, "teacher": teacher}
-        if is_atari(str(teacher["source"].get("environment"))):
+        if self.is_game:
             cell["states"] = "sticky"  # those of the lines before were from games without
         tree = plain(asdict(self.config))
         # What the learner reserves and how long an actor is waited for decide nothing; older lines know neither.

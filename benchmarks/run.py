@@ -38,10 +38,9 @@ from benchmarks.cells import (
 from benchmarks.chaos import measure_fault
 from benchmarks.speed import measure_speed
 from gasim_ray.actors.ray_workers import connect
-from gasim_ray.core.model import Model, ModelConfig, load_config, load_model
+from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError, exit_code
 from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
-from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.compare import chance
 from gasim_ray.evaluation.controls import untrained
 from gasim_ray.evaluation.episodes import Observations
@@ -120,7 +119,7 @@ def expected_seconds(cell: Cell) -> float:
     seconds = cell.config.budget.seconds or 60.0
     if cell.kind == "chaos":
         return 2 * seconds + 60.0
-    return seconds + (GAME_EVALUATION if is_atari(str(load_config(cell.teacher).source.get("environment"))) else 25.0)
+    return seconds + (GAME_EVALUATION if cell.is_game else 25.0)
 
 
 def record(cell: Cell) -> dict[str, Any]:

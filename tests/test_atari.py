@@ -30,12 +30,12 @@ from gasim_ray.core.scenes import Scenes
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import StudentSettings
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation import tasks, video
+from gasim_ray.evaluation import video
 from gasim_ray.evaluation.atari import STICKY, EvaluationGames, sticky_of, with_sticky
 from gasim_ray.evaluation.compare import chance, evaluate_run, normalised
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.environments import check_environment, environment_spec
-from gasim_ray.evaluation.episodes import Returns, evaluate_return
+from gasim_ray.evaluation.episodes import evaluate_return
 from gasim_ray.evaluation.intervals import mean_interval
 from gasim_ray.evaluation.table import evaluation_table
 from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask, Score, Task
@@ -301,31 +301,6 @@ def test_a_network_whose_layers_pass_others_by_is_not_cut() -> None:
     teacher = Model(replace(policy().config, architecture=game_network("impala", TINY)))
     student = new_student(teacher, StudentSettings(architecture=game_network("impala", TINY)), 0)
     assert "no chain" in str(prune_obstacle(teacher, student))
-
-
-@pytest.mark.parametrize(("asked", "played"), [(PONG, [PONG, f"{PONG}?sticky=0.25"]), (f"{PONG}?sticky=.5", None)])
-def test_states_are_from_games_with_sticky_actions(
-    asked: str, played: list[str] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def play(env_id: str, keep: int) -> Returns:
-        value = sticky_of(env_id)
-        return Returns(np.full(2, value), np.ones(2, np.int64), np.full((keep, 1), value), np.zeros(keep))
-
-    seen: list[str] = []
-
-    def many(models: dict[str, Model], env_id: str, *rest: Any) -> dict[str, Returns]:
-        seen.append(env_id)
-        return {name: play(env_id, rest[2].get(name, 0)) for name in models}
-
-    monkeypatch.setattr(tasks, "evaluate_many", many)
-    monkeypatch.setattr(tasks, "evaluate_return", lambda _, env_id, *rest: play(env_id, rest[2]))
-    task, models = EnvironmentTask(asked, 2), {"teacher": policy()}
-    scores, states = task.measure(models)
-    sticky = sticky_of(asked) or STICKY
-    assert sorted(seen) == (played or [asked])
-    assert set(states.flat) == set(task.training_observations(models["teacher"]).flat) == {sticky}
-    assert scores["teacher"].interval.mean == sticky_of(asked)
-    assert (scores["teacher"].sticky is not None) == (played is not None)
 
 
 def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it(

@@ -1,10 +1,11 @@
-"""Tasks by name: what `--task` and `--groups` stand for, from the teacher to the hidden modes of what was invented."""
+"""Tasks: what `--task` and `--groups` stand for, what a game is measured on, and hidden modes of what was invented."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,19 @@ import tiny
 import torch
 
 from gasim_ray import cli
-from gasim_ray.core.model import load_config
+from gasim_ray.core.model import Model, load_config
 from gasim_ray.errors import UserError
+from gasim_ray.evaluation import tasks
+from gasim_ray.evaluation.atari import STICKY, sticky_of
 from gasim_ray.evaluation.datasets import find_source, load_dataset, parse_groups
+from gasim_ray.evaluation.episodes import Returns
 from gasim_ray.evaluation.modes import ModeShares, mode_shares
-from gasim_ray.evaluation.tasks import DatasetTask
+from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask
 from gasim_ray.models import build_network
 from gasim_ray.run_folder import saved_config
 from gasim_ray.tasks import TASKS, distillation_of, find_task, split_task, teacher_folder
+
+GAME = "ALE/Pong-v5"
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -116,3 +122,28 @@ def test_recall_counts_the_modes_that_hold_a_fifth_of_an_even_share() -> None:
     assert ModeShares({"a": 0.97, "b": 0.03}).recall == 0.5
     assert ModeShares({"a": 0.9, "b": 0.1}).recall == 1.0
     assert ModeShares(dict(zip("abcd", np.full(4, 0.25), strict=True))).recall == 1.0
+
+
+@pytest.mark.parametrize(("asked", "played"), [(GAME, [GAME, f"{GAME}?sticky=0.25"]), (f"{GAME}?sticky=.5", None)])
+def test_states_are_from_games_with_sticky_actions(
+    asked: str, played: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def play(env_id: str, keep: int) -> Returns:
+        value = sticky_of(env_id)
+        return Returns(np.full(2, value), np.ones(2, np.int64), np.full((keep, 1), value), np.zeros(keep))
+
+    seen: list[str] = []
+
+    def many(models: dict[str, Model], env_id: str, *rest: Any) -> dict[str, Returns]:
+        seen.append(env_id)
+        return {name: play(env_id, rest[2].get(name, 0)) for name in models}
+
+    monkeypatch.setattr(tasks, "evaluate_many", many)
+    monkeypatch.setattr(tasks, "evaluate_return", lambda _, env_id, *rest: play(env_id, rest[2]))
+    task, models = EnvironmentTask(asked, 2), {"teacher": tiny.model(tiny.ATARI)}
+    scores, states = task.measure(models)
+    sticky = sticky_of(asked) or STICKY
+    assert sorted(seen) == (played or [asked])
+    assert set(states.flat) == set(task.training_observations(models["teacher"]).flat) == {sticky}
+    assert scores["teacher"].interval.mean == sticky_of(asked)
+    assert (scores["teacher"].sticky is not None) == (played is not None)
