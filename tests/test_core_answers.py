@@ -110,6 +110,13 @@ def test_layers_are_compared_only_with_the_same(given: Model, wanted: Model, mes
         check_answers(wanted, given, LAYERS)
 
 
+def test_a_layer_that_reads_nothing_is_told() -> None:
+    idle = player()
+    idle.network.forward = lambda x: torch.zeros(len(x), idle.config.actions)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"student\.layers_weight: convolutions\.1 reads \[\] in the student"):
+        check_answers(idle, idle, LAYERS)
+
+
 @pytest.mark.parametrize("architecture", [{"name": "dueling_mlp", "hidden": [8]}, {**FILTERS, "dueling": True}])
 def test_a_dueling_network_answers_twice(architecture: dict[str, Any]) -> None:
     config = tiny.model(tiny.ATARI if architecture["name"] == "cnn" else tiny.VECTOR).config

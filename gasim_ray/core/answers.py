@@ -23,7 +23,7 @@ from gasim_ray.core.settings import StudentSettings
 from gasim_ray.core.svd import low_rank_layers
 from gasim_ray.errors import UserError
 
-#: Numbers of what a layer between reads that are compared, always the same ones: a convolution reads thousands.
+#: Most numbers of what a layer reads that are compared, always the same ones: a convolution reads thousands.
 COMPARED = 768
 
 
@@ -138,8 +138,9 @@ def check_answers(teacher: Model, student: Model, settings: StudentSettings) -> 
             raise UserError(
                 "student.layers_weight: the teacher has no layer between the first and the last; set it to 0"
             )
-        if theirs != own:
-            name = next(name for name in {**theirs, **own} if theirs.get(name) != own.get(name))
+        different = [name for name in {**theirs, **own} if theirs.get(name) != own.get(name) or not own[name]]
+        if different:
+            name = different[0]
             has, had = (f"reads {of[name]}" if name in of else "is none of those between" for of in (own, theirs))
             raise UserError(
                 f"student.layers_weight: {name} {has} in the student, {had} in the teacher; give them the same layers, "
@@ -149,9 +150,10 @@ def check_answers(teacher: Model, student: Model, settings: StudentSettings) -> 
 
 @torch.no_grad()
 def read_shapes(model: Model) -> dict[str, list[int]]:
-    """What each layer between reads of one observation; those that a network does not use are left out."""
-    whole, shapes = deepcopy(model).cpu().eval(), dict[str, list[int]]()
-    for name in inner_layers(whole):
+    """What each layer between reads of one observation; nothing, if the network does not use it."""
+    whole = deepcopy(model).cpu().eval()
+    shapes: dict[str, list[int]] = {name: [] for name in inner_layers(whole)}
+    for name in shapes:
         whole.network.get_submodule(name).register_forward_pre_hook(
             lambda _, inputs, name=name: shapes.update({name: list(inputs[0].shape[1:])})
         )
