@@ -8,10 +8,13 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+import torch
+
 from benchmarks.ppo_cost import by_plain_loop, by_rllib
 from benchmarks.sweep_cost import by_loop, by_sweep, seconds_of
 from gasim_ray.actors.loop import Loop
 from gasim_ray.config import DistillConfig
+from gasim_ray.core.mixture import Mixture
 from gasim_ray.errors import UserError
 from gasim_ray.run import start_workers
 from gasim_ray.teachers import load_teacher
@@ -73,10 +76,28 @@ def rate_of(variant: Callable[[DistillConfig], DistillConfig]) -> Side:
     return measure
 
 
+def rate_of_prior(name: str) -> Side:
+    """Measures stacks of frames a second that a prior draws on one core (threads: one)."""
+
+    def measure(config: DistillConfig) -> float:
+        mixture = Mixture((name,), load_teacher(config.teacher), "cpu", config.scenes)
+        seconds = (config.budget.seconds or 60.0) / (2 * REPEATS)
+        generator, drawn, threads = torch.Generator().manual_seed(config.seed), 0, torch.get_num_threads()
+        torch.set_num_threads(1)
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            drawn += len(mixture.sample(1024, generator))
+        torch.set_num_threads(threads)
+        return drawn / (time.perf_counter() - started)
+
+    return measure
+
+
 #: Task -> the figure's name in a line, and how its two sides are measured.
 SIDES: dict[str, tuple[str, tuple[Side, Side]]] = {
     "ray-over-local": ("observations_per_second", (rate_of(one_actor), rate_of(local))),
     "two-actors-over-one": ("observations_per_second", (rate_of(two_actors), rate_of(one_actor))),
     "rllib-over-plain-ppo": ("environment_steps_per_second", (by_rllib, by_plain_loop)),
+    "scenes-over-uniform": ("stacks_per_second", (rate_of_prior("scenes"), rate_of_prior("uniform"))),
     "sweep-over-loop": ("seconds", (seconds_of(by_sweep), seconds_of(by_loop))),
 }

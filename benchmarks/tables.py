@@ -27,6 +27,7 @@ SPEED_UNITS = {
     "seconds": "s",
     "observations_per_second": "observations/s",
     "environment_steps_per_second": "environment steps/s",
+    "stacks_per_second": "stacks/s",
 }
 
 
