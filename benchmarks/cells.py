@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +45,8 @@ class Cell:
     episodes: int
     #: The distillation as a tree; controls and `speed` cells take the settings of `gasim`.
     tree: dict[str, Any]
+    #: Fields of PolicyTraining by which the runner makes the teacher, where it is a policy; empty if it does not.
+    training: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def config(self) -> DistillConfig:
@@ -61,6 +63,11 @@ class Cell:
     def teacher(self) -> Path:
         """The teacher's folder."""
         return Path(self.tree["teacher"])
+
+    @property
+    def unfinished_teacher(self) -> Path:
+        """Where the runner trains it, sitting by sitting."""
+        return self.teacher.with_name(f"{self.teacher.name}.unfinished")
 
     @property
     def has_teacher(self) -> bool:
@@ -140,14 +147,16 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
 
     A variant is a method with other settings under a name of its own; a size, behind a dash, adds settings to either.
     """
-    settings = {key: value for key, value in declared["tasks"][task].items() if key not in ("group", "methods")}
+    described = declared["tasks"][task]
+    settings = {key: value for key, value in described.items() if key not in ("group", "methods", "training")}
     sizes, (stem, _, size) = declared.get("sizes", {}), method.rpartition("-")
     name, sized = (stem, sizes[size]) if size in sizes else (method, {})
     variants = {**declared.get("variants", {}), **{control: {"method": "gasim"} for control in CONTROLS}}
     own = variants.get(name, {} if declared["kind"] == "chaos" else {"method": name})
     tree = merged(declared["config"], settings, own, sized, {"seed": seed})
-    group = declared["tasks"][task].get("group", suite)
-    return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, declared.get("episodes", 0), tree)
+    group, training = described.get("group", suite), described.get("training", {})
+    episodes = declared.get("episodes", 0)
+    return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, episodes, tree, training)
 
 
 def matches(cell: Cell, only: str) -> bool:

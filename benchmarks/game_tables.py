@@ -34,16 +34,19 @@ def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str
 
 
 def reference_rows(task: str, line: dict[str, Any]) -> list[str]:
-    """Between what the students of a task stand."""
-    scores = [
-        (line["teacher_score"], line["sticky"]["teacher"]),
-        (line["controls"]["random"], line["sticky"]["random"]),
-    ]
-    teacher, random = (
-        [f"{plain:.1f}", end, f"{sticky:.1f}", end] for (plain, sticky), end in zip(scores, "10", strict=True)
-    )
-    size = f"{line['teacher_parameters']:,}"
-    return [row(task, "teacher", size, "", *teacher), row(task, "random actions", "", "", *random)]
+    """Between what the students of a task stand: teacher, random actions, and one of them with fresh weights."""
+    ends = {
+        "teacher": (line["teacher_score"], line["sticky"]["teacher"]),
+        "random actions": (line["controls"]["random"], line["sticky"]["random"]),
+        "untrained": (line["controls"]["untrained"], line["sticky"]["untrained"]),
+    }
+    sizes = {"teacher": f"{line['teacher_parameters']:,}", "untrained": share(line)}
+    found = []
+    for name, scores in ends.items():
+        played = zip(scores, ends["random actions"], ends["teacher"], strict=True)
+        words = [word for score, low, high in played for word in returns([(score, low, high)])]
+        found.append(row(task, name, sizes.get(name, ""), "", *words))
+    return found
 
 
 def row(*words: str) -> str:
@@ -59,12 +62,11 @@ def student_name(method: str) -> str:
 
 def student_row(task: str, lines: list[dict[str, Any]]) -> str:
     """A student's row over its seeds."""
-    share = 100 * lines[0]["student_parameters"] / lines[0]["teacher_parameters"]
     made = mean(line["environment_steps"] or line["synthetic_observations"] for line in lines)
     return row(
         task,
         student_name(lines[0]["method"]),
-        f"{share:.1f} %",
+        share(lines[0]),
         lines[0]["knowledge"],
         *returns([(x["student_score"], x["controls"]["random"], x["teacher_score"]) for x in lines]),
         *returns([(x["sticky"]["student"], x["sticky"]["random"], x["sticky"]["teacher"]) for x in lines]),
@@ -72,6 +74,11 @@ def student_row(task: str, lines: list[dict[str, Any]]) -> str:
         f"{100 * mean(line['agreement'] for line in lines):.1f} %",
         f"{made:,.0f}",
     )
+
+
+def share(line: dict[str, Any]) -> str:
+    """How large the student is."""
+    return f"{100 * line['student_parameters'] / line['teacher_parameters']:.1f} %"
 
 
 def returns(played: list[tuple[float, float, float]]) -> tuple[str, str]:

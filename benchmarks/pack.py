@@ -1,7 +1,8 @@
 """Packs what a sitting on a lent machine made: python -m benchmarks.pack SUITE OUT [--only task=cifar10].
 
-Recorded lines, teachers and students in half precision, as parts of one archive that are small enough to be carried.
-At home the same command with --back adds the lines and the models that are not there yet, and replaces nothing.
+Recorded lines, teachers and students in half precision, as parts of one archive that are small enough to be carried,
+and the checkpoints of teachers that are not finished as they are. At home the same command with --back adds the lines
+and the models that are not there yet, and replaces nothing but those checkpoints.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def pack(results: Path, cells: list[Cell], archive: Path) -> int:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path in files_of(results, cells):
-            content = halved(path) if path.suffix == ".safetensors" else path.read_bytes()
+            as_it_is = path.suffix != ".safetensors" or ".unfinished/" in str(path)
+            content = path.read_bytes() if as_it_is else halved(path)
             entry = tarfile.TarInfo(str(path.absolute().relative_to(Path.cwd())))
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
@@ -83,7 +85,7 @@ def unpack(suite: str, archive: Path) -> int:
                 for line in (line for line in lines if line not in known):
                     append_result(suite, line)
                     added += 1
-            elif not Path(entry.name).exists():
+            elif not Path(entry.name).exists() or ".unfinished/" in entry.name:
                 # Not tar.extract: before Python 3.11.4 it cannot be told to stay within the folder.
                 place = Path(entry.name)
                 if not entry.isfile() or place.is_absolute() or ".." in place.parts:
@@ -95,13 +97,15 @@ def unpack(suite: str, archive: Path) -> int:
 
 
 def files_of(results: Path, cells: list[Cell]) -> Iterator[Path]:
-    """The recorded lines, then configuration and weights of each teacher and student that is there."""
+    """The recorded lines, configuration and weights of each teacher and student that is there, unfinished teachers."""
     if results.exists():
         yield results
     folders = [*(cell.teacher for cell in cells), *(cell.folder / "student" for cell in cells)]
     for folder in dict.fromkeys(folders):
         files = [folder / "config.json", folder / "model.safetensors"]
         yield from files if all(file.exists() for file in files) else []
+    for folder in dict.fromkeys(cell.unfinished_teacher for cell in cells):
+        yield from sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def halved(path: Path) -> bytes:

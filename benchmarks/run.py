@@ -57,6 +57,8 @@ from gasim_ray.training.command import show
 
 #: Seconds that starting and evaluating a game's cell may take: thirty plain episodes, and thirty sticky ones.
 GAME_EVALUATION = 180.0
+#: Seconds after a policy's training for its score over a hundred episodes.
+POLICY_EVALUATION = 90.0
 
 
 def main() -> int:
@@ -75,8 +77,8 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
     """Run the pending cells that are asked for, within the budget, and say what stays pending."""
     done = current_results(suite)
     asked = [c for c in load_suite(suite) if c.name not in done and c.size == size and matches(c, only)]
-    # A policy's teacher is trained by a command of its own, in many sittings.
-    waiting = [c for c in asked if not c.has_teacher and c.task not in TASKS]
+    # Most policies' teachers are trained by a command of their own, in many sittings.
+    waiting = [c for c in asked if not c.has_teacher and c.task not in TASKS and not c.training]
     pending = [c for c in asked if c not in waiting]
     deadline = time.monotonic() + 60 * budget_minutes
     connect()
@@ -100,18 +102,37 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
 
 
 def make_teacher(cell: Cell, deadline: float) -> None:
-    """Train the teacher of a named task as far as the budget allows; the next sitting goes on.
+    """Train a classifier of a named task, or a policy with the cell's training, as far as the budget allows.
 
-    Raises UserError for a task without a name.
+    The next sitting goes on.
     """
+    unfinished = cell.unfinished_teacher
+    left = max(0.0, deadline - time.monotonic())
+    if train_game(cell, unfinished, left) if cell.training else train_named(cell, unfinished, left):
+        shutil.rmtree(unfinished / "checkpoint", ignore_errors=True)
+        unfinished.rename(cell.teacher)
+
+
+def train_named(cell: Cell, unfinished: Path, left: float) -> bool:
+    """Go on with a named task's classifier for so many seconds; whether it is done."""
     gpu: dict[str, Any] = {"device": "cuda", "bf16": True, "channels_last": True} if cell.size == "gpu" else {}
     training = ClassifierTraining(**training_of(cell.task), **gpu)
-    unfinished = cell.teacher.with_name(f"{cell.teacher.name}.unfinished")
     state = unfinished / "checkpoint" / "state.pt"
     spent = torch.load(state, weights_only=True, map_location="cpu")["seconds"] if state.exists() else 0.0
-    limited = replace(training, budget_seconds=spent + max(0.0, deadline - time.monotonic()))
-    if train_classifier(limited, unfinished, show, resume=True).config.source["epochs"] == training.epochs:
-        unfinished.rename(cell.teacher)
+    limited = replace(training, budget_seconds=spent + left)
+    return bool(train_classifier(limited, unfinished, show, resume=True).config.source["epochs"] == training.epochs)
+
+
+def train_game(cell: Cell, unfinished: Path, left: float) -> bool:
+    """Go on with a policy for so many seconds, its evaluation included; whether it is done."""
+    from gasim_ray.training.rllib import PolicyTraining, train_policy  # RLlib takes seconds to import
+
+    training = PolicyTraining(**cell.training)
+    state = unfinished / "checkpoint" / "state.json"
+    spent = json.loads(state.read_text())["state"]["seconds"] if state.exists() else 0.0
+    limited = replace(training, budget_seconds=spent + max(0.0, left - POLICY_EVALUATION))
+    steps = train_policy(limited, unfinished, show, resume=True).config.source["environment_steps"]
+    return bool(steps >= training.max_steps)
 
 
 def expected_seconds(cell: Cell) -> float:
@@ -232,6 +253,7 @@ def measure_labels(cell: Cell, teacher: Model) -> dict[str, Any]:
         epochs=source["epochs"],
         seed=cell.seed,
         device=cell.config.device,
+        budget_seconds=float("inf"),
         **source.get("training", {}),  # teachers of before it was kept were trained by default
     )
     started, folder = time.perf_counter(), RunFolder(cell.folder).student

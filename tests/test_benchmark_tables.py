@@ -39,19 +39,20 @@ def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict
 def test_a_game_s_table_shows_how_far_students_are_from_random(suite: dict[str, Any]) -> None:
     declare({**suite, "tasks": {**suite["tasks"], "later": suite["tasks"]["cartpole"]}, "methods": {"noise": [0, 1]}})
     shared = {
-        "teacher_score": 20.0, "controls": {"random": -20.0}, "teacher_parameters": 1000, "student_parameters": 120,
+        "teacher_score": 20.0, "controls": {"random": -20.0, "untrained": -21.0}, "teacher_parameters": 1000, "student_parameters": 120,
         "knowledge": "generic", "kl": 0.012345, "agreement": 0.987, "synthetic_observations": 4000,
         "environment_steps": 0,
     }  # fmt: skip
-    sticky = {"teacher": 10.0, "random": -20.0}
+    sticky = {"teacher": 10.0, "random": -20.0, "untrained": -20.0}
     cells_ = load_suite("small")
     results = {
         cell.name: {**shared, "method": cell.method, "student_score": score, "sticky": {**sticky, "student": -5.0}}
         for cell, score in zip([c for c in cells_ if c.task == "cartpole"], (0.0, 10.0), strict=True)
     }
     assert game_rows(cells_, results)[2:] == [
-        "| cartpole | teacher | 1,000 |  | 20.0 | 1 | 10.0 | 1 |  |  |  |",
-        "| cartpole | random actions |  |  | -20.0 | 0 | -20.0 | 0 |  |  |  |",
+        "| cartpole | teacher | 1,000 |  | 20.0 | 1.00 | 10.0 | 1.00 |  |  |  |",
+        "| cartpole | random actions |  |  | -20.0 | 0.00 | -20.0 | 0.00 |  |  |  |",
+        "| cartpole | untrained | 12.0 % |  | -21.0 | -0.03 | -20.0 | 0.00 |  |  |  |",
         "| cartpole | `noise` | 12.0 % | generic | 5.0 ± 7.1 (2) | 0.62 ± 0.18 (2) | -5.0 ± 0.0 (2) | 0.50 ± 0.00 (2) "
         "| 0.0123 | 98.7 % | 4,000 |",
         "| later | `noise` |  |  | not measured |  |  |  |  |  |  |",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from gasim_ray.config import merged
 from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
 from gasim_ray.tasks import TASKS
+from gasim_ray.training.rllib import PolicyTraining
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -34,8 +36,10 @@ def test_each_declared_suite_can_be_read(name: str, monkeypatch: pytest.MonkeyPa
     assert len({cell.name for cell in found}) == len(found) > 0
     assert all(cell.task in SIDES for cell in found if cell.kind == "speed")
     made = [cell for cell in found if cell.has_teacher]
-    # What has no teacher yet is pending: the runner makes those of named tasks; a policy's is trained by a command.
+    # What has no teacher yet is pending: the runner makes those of named tasks, and policies whose training is given.
     assert {cell.task for cell in found if not cell.has_teacher and not cell.episodes} <= set(TASKS)
+    for training in (cell.training for cell in found if cell.training):
+        PolicyTraining(**training)
     for folder, episodes in {(cell.config.teacher, cell.episodes) for cell in made if cell.kind == "distill"}:
         source = json.loads((REPOSITORY / folder / "config.json").read_text())["source"]
         assert "dataset" in source or episodes >= 2
@@ -119,6 +123,25 @@ def test_a_cell_without_a_teacher_is_pending_until_the_runner_has_trained_it(
     assert [path.name for path in Path("teachers").iterdir()] == ["mnist-sample"]
 
 
+def test_a_policy_is_trained_for_its_cells_sitting_by_sitting(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = {"env": "CartPole-v1", "algo": "ppo", "hidden": [8, 8], "max_steps": 5_000, "episodes": 2}
+    training |= {"evaluate_seconds": 1e9, "stop_return": 1e9}
+    suite["tasks"]["cartpole"] |= {"teacher": "teachers/own", "training": training}
+    declare(suite)
+    (cell, *_) = load_suite("small")
+    monkeypatch.setattr(run, "POLICY_EVALUATION", 0.0)
+    run.make_teacher(cell, time.monotonic() + 0.1)
+    assert [path.name for path in Path("teachers").iterdir()] == ["own.unfinished"]
+    assert not cell.has_teacher
+    assert Path("teachers/own.unfinished/checkpoint/state.json") in list(pack.files_of(Path("none"), [cell]))
+    run.make_teacher(cell, time.monotonic() + 600)
+    assert [path.name for path in Path("teachers").iterdir()] == ["own"]
+    assert {path.name for path in cell.teacher.iterdir()} == {"config.json", "model.safetensors"}
+    assert load_model(cell.teacher).config.source["environment_steps"] >= 5_000
+
+
 def test_what_a_sitting_made_comes_back_in_parts(suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     suite["tasks"]["cartpole"]["teacher"] = "teachers/own"
     declare(suite)
@@ -126,6 +149,9 @@ def test_what_a_sitting_made_comes_back_in_parts(suite: dict[str, Any], monkeypa
     (noise, *_) = load_suite("small")
     line = run.record(noise)
     append_result("small", line)
+    unfinished = Path("teachers/own.unfinished/checkpoint/state.json")
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_text("a later one")
     monkeypatch.setattr(pack, "PART", 100_000)
     assert started(monkeypatch, pack, "small", "out", "--only", "method=noise") == 0
     parts = list(Path("out").iterdir())
@@ -135,11 +161,13 @@ def test_what_a_sitting_made_comes_back_in_parts(suite: dict[str, Any], monkeypa
     student = load_model(noise.folder / "student")
     teacher = Path("teachers/own/model.safetensors").read_bytes()
     shutil.rmtree("runs")
+    unfinished.write_text("an earlier one")
     cells.results_path("small").write_text(json.dumps({"recorded": "at home"}) + "\n")
     for _ in range(2):
         assert started(monkeypatch, pack, "small", "out", "--back") == 0
         assert read_results("small") == [{"recorded": "at home"}, line]
     assert Path("teachers/own/model.safetensors").read_bytes() == teacher
+    assert unfinished.read_text() == "a later one"
     for name, tensor in load_model(noise.folder / "student").state_dict().items():
         torch.testing.assert_close(tensor, student.state_dict()[name], atol=1e-3, rtol=1e-3)
 

@@ -21,7 +21,9 @@ def check_range(settings: Any, minimum: dict[str, float], maximum: dict[str, flo
             assert name in names
             value = getattr(settings, name)
             if value is not None and not sign * value >= sign * limit:
-                raise UserError(f"{type(settings).section}.{name}: {value} is impossible; give at {word} {limit:g}")
+                section = type(settings).section
+                field_name = f"{section}.{name}" if section else name
+                raise UserError(f"{field_name}: {value} is impossible; give at {word} {limit:g}")
 
 
 @dataclass(frozen=True)

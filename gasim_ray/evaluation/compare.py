@@ -18,6 +18,7 @@ from gasim_ray.evaluation.agreement import answers, check_same_task, divergence,
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.controls import Distil, control_models
 from gasim_ray.evaluation.episodes import Observations
+from gasim_ray.evaluation.intervals import Interval
 from gasim_ray.evaluation.latency import latency_ms
 from gasim_ray.evaluation.modes import ModeShares, modes_of_run
 from gasim_ray.evaluation.tasks import TEACHER, Metric, Score, Task
@@ -54,6 +55,8 @@ class Row:
     latency_batch_ms: float
     #: Atari's games only: its return above random actions' as a share of the teacher's above them.
     normalised: float | None = None
+    #: The same of its return where actions are sticky.
+    sticky_normalised: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def evaluate_models(run: str, models: Mapping[str, Model], task: Task) -> tuple[
         even = kl_nats(expected, teacher.config.output_scale, torch.zeros_like(expected), 1.0)
         alike = 1 / teacher.config.actions
         rows = [replace(row, agreement=alike, kl=even) if row.name == CHANCE else row for row in rows]
-        rows = [replace(row, normalised=normalised(row.score, scores[TEACHER], scores[CHANCE])) for row in rows]
+        rows = [_normalised(row, scores) for row in rows]
     return Evaluation(run, task.name, task.metric, len(observations), tuple(rows)), observations
 
 
@@ -155,10 +158,21 @@ def chance(teacher: ModelConfig) -> Model:
     return Model(replace(teacher, architecture={"name": "chance"}, outputs="logits", output_scale=1.0, value=False))
 
 
-def normalised(score: Score, teacher: Score, random: Score) -> float | None:
+def normalised(score: Interval | None, teacher: Interval | None, random: Interval | None) -> float | None:
     """(score - random) / (teacher - random), as Mnih et al. 2015 normalise by humans; None for a teacher no better."""
-    span = teacher.interval.mean - random.interval.mean
-    return (score.interval.mean - random.interval.mean) / span if span > 0 else None
+    if score is None or teacher is None or random is None:
+        return None
+    span = teacher.mean - random.mean
+    return (score.mean - random.mean) / span if span > 0 else None
+
+
+def _normalised(row: Row, scores: Mapping[str, Score]) -> Row:
+    own, teacher, random = row.score, scores[TEACHER], scores[CHANCE]
+    return replace(
+        row,
+        normalised=normalised(own.interval, teacher.interval, random.interval),
+        sticky_normalised=normalised(own.sticky, teacher.sticky, random.sticky),
+    )
 
 
 def _row(name: str, model: Model, score: Score, outputs: Tensor, expected: Tensor, teacher_scale: float) -> Row:

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from gasim_ray.core.model import ModelConfig
 from gasim_ray.core.observation import Layout, ObservationSpec
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation.atari import SKIP, STACK, EvaluationGames, is_atari
+from gasim_ray.evaluation.atari import SKIP, STACK, EvaluationGames, is_atari, rom_of
 
 #: Some environments state a bound that is the largest float instead of infinity: none at all, in effect.
 _EFFECTIVELY_INFINITE = 1e30
@@ -114,21 +114,28 @@ def _bounds(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]], layout: L
 def check_environment(env_id: str, model: ModelConfig, who: str) -> None:
     """Raise UserError, naming both sides, unless the model reads what the environment shows and has its actions.
 
-    A model with a frame stack fits an environment that shows single frames, and one that stacks them itself.
+    A model with a frame stack fits an environment that shows single frames, and one that stacks them itself. A model
+    that was trained on one of Atari's games fits no other, whose actions may mean something else.
     """
     spec, actions = environment_spec(env_id)
-    fitting = {model.observation.shape, frame_shape(model.observation)}
+    read = model.observation
+    fitting = {read.shape, frame_shape(read)} if spec.stack == 1 else {read.shape}
     if spec.shape not in fitting:
         raise UserError(
-            f"env: {env_id} shows observations of {list(spec.shape)}, the {who} reads {list(model.observation.shape)}"
-            + (f" in {model.observation.stack} frames" if model.observation.stack > 1 else "")
+            f"env: {env_id} shows observations of {list(spec.shape)}, the {who} reads {list(read.shape)}"
+            + (f" in {read.stack} frames" if read.stack > 1 else "")
         )
-    for what in ("dtype", "layout", "skip"):
-        shown, read = getattr(spec, what), getattr(model.observation, what)
-        if shown != read:
-            raise UserError(f"env: {env_id} shows observations of {what} {shown}, the {who} reads {what} {read}")
+    of_pictures = ("low", "high") if read.is_image else ()
+    of_games = ("stack",) if is_atari(env_id) else ()
+    for what in ("dtype", "layout", "skip", *of_games, *of_pictures):
+        shown, wanted = getattr(spec, what), getattr(read, what)
+        if shown != wanted:
+            raise UserError(f"env: {env_id} shows observations of {what} {shown}, the {who} reads {what} {wanted}")
     if actions != model.actions:
         raise UserError(f"env: {env_id} has {actions} actions, the {who} has {model.actions}")
+    trained_on = str(model.source.get("environment", ""))
+    if is_atari(env_id) and is_atari(trained_on) and rom_of(env_id) != rom_of(trained_on):
+        raise UserError(f"env: the {who} was trained on {trained_on}, not on {env_id}; give that, or another {who}")
 
 
 def frame_shape(spec: ObservationSpec) -> tuple[int, ...]:

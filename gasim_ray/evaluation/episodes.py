@@ -1,8 +1,8 @@
 """Plays episodes greedily and gives their returns and the states they went through.
 
 Each episode has a seed of its own, made from the run's seed and the episode's number, and every episode that is started
-is played to its end and counted; where a game shows the same picture for a minute, since its greedy player waits for what
-never comes, that is its end. So returns do not depend on how many environments run side by side or on how the
+is played to its end and counted; where a game shows the same picture for a minute, since its greedy player waits for
+what never comes, that is its end. So returns do not depend on how many environments run side by side or on how the
 episodes are spread over actors, short episodes are not favoured, and two models meet the same initial states.
 """
 
@@ -221,8 +221,10 @@ EpisodeActor = ray.remote(num_cpus=1)(_EpisodeProcess)
 def evaluate_return(model: Model, env_id: str, episodes: int, seed: int, keep: int = 0) -> Returns:
     """Returns of `episodes` greedy episodes, played in this process, and at most `keep` states they visited.
 
-    Raises UserError if the environment is not known, the model does not fit it or answers NaN.
+    Raises UserError if there are none, the environment is not known, the model does not fit it or answers NaN.
     """
+    if episodes < 1:
+        raise UserError(f"episodes: {episodes} is too few; give 1 or more")
     return EpisodeRunner(env_id).play(model, range(episodes), seed, keep)
 
 

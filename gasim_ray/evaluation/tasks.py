@@ -85,17 +85,25 @@ class EnvironmentTask:
             raise UserError(f"episodes: {self.episodes} is too few for an interval; give 2 or more")
 
     def check(self, model: ModelConfig, who: str) -> None:
-        """See Task."""
+        """See Task; of a game, how often actions are repeated must be what the model was trained with, too."""
         check_environment(self.name, model, who)
+        trained_on = str(model.source.get("environment", ""))
+        if is_atari(trained_on) and sticky_of(trained_on) != sticky_of(self.name):
+            raise UserError(
+                f"env: the {who} was trained on {trained_on}, not on {self.name}; leave --env out: a game is played "
+                "with sticky actions and without"
+            )
 
     def measure(self, models: Mapping[str, Model]) -> tuple[dict[str, Score], Observations]:
-        """See Task; the observations are states that the teacher visited. A game is played with sticky actions, too."""
+        """See Task; the observations are states that the teacher visited.
+
+        A game is played without sticky actions, and with those that its name asks for, or STICKY.
+        """
         varied = self._play(models, self._varied, {TEACHER: KEPT_STATES})
-        if self._varied == self.name:
-            scores = {name: Score(mean_interval(p.returns)) for name, p in varied.items()}
-        else:
-            played = self._play(models, self.name, {})
-            scores = {n: Score(mean_interval(p.returns), mean_interval(varied[n].returns)) for n, p in played.items()}
+        if not is_atari(self.name):
+            return {name: Score(mean_interval(p.returns)) for name, p in varied.items()}, varied[TEACHER].observations
+        played = self._play(models, with_sticky(self.name, 0.0), {})
+        scores = {n: Score(mean_interval(p.returns), mean_interval(varied[n].returns)) for n, p in played.items()}
         return scores, varied[TEACHER].observations
 
     def training_observations(self, teacher: Model) -> Observations:
@@ -106,7 +114,7 @@ class EnvironmentTask:
     @property
     def _varied(self) -> str:
         """Where states are from: without sticky actions thirty episodes of a game are a few games over and over."""
-        return with_sticky(self.name, STICKY) if is_atari(self.name) and not sticky_of(self.name) else self.name
+        return with_sticky(self.name, sticky_of(self.name) or STICKY) if is_atari(self.name) else self.name
 
     def _play(self, models: Mapping[str, Model], env_id: str, keep: Mapping[str, int]) -> dict[str, Returns]:
         return evaluate_many(models, env_id, self.episodes, self.seed, keep, self.local)

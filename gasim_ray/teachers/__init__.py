@@ -7,6 +7,7 @@ from is needed; neither RLlib nor Gymnasium is imported unless an RLlib checkpoi
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +19,7 @@ from gasim_ray.core.model import Model, check_finite, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import q_value_scale
 from gasim_ray.core.prior import Prior, Uniform
+from gasim_ray.core.scenes import Scenes
 from gasim_ray.core.seeds import rng
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import rllib, torch_module
@@ -90,15 +92,19 @@ def with_output_scale(model: Model) -> Model:
     """
     if model.config.outputs == "logits":
         return model
-    spec = model.config.observation
-    try:
-        prior: Prior = Geometry(model, "cpu")
-    except UserError:  # images, and first layers that are too narrow
-        prior = Uniform(model, "cpu")
+    spec, prior = model.config.observation, likely_prior(model)
     with torch.inference_mode():
         q_values = model(spec.quantise(prior.sample(SCALE_OBSERVATIONS, rng("cpu", 0))))
     model.config = replace(model.config, output_scale=q_value_scale(q_values))
     return model
+
+
+def likely_prior(model: Model) -> Prior:
+    """What comes nearest, without data, to what a model was trained on: see the priors of these names."""
+    for kind in (Geometry, Scenes):
+        with suppress(UserError):  # the one is of vectors and wide first layers, the other of stacked frames
+            return kind(model, "cpu")
+    return Uniform(model, "cpu")
 
 
 def load_teacher(folder: str | Path) -> Model:

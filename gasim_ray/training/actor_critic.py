@@ -62,9 +62,9 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]
 
 
 def initialise(model: Model) -> None:
-    """Orthogonal weights of gain sqrt 2, the last layer's policy rows small and its value row of gain 1; no biases.
+    """Orthogonal weights of gain sqrt 2, no biases; the first convolution's filters see contrasts, not levels.
 
-    The first convolution's filters have no mean: they see contrasts, not levels.
+    The last layer's rows of a policy are small, that of a value has gain 1, and so have all for Q-values.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in layers:
@@ -73,6 +73,7 @@ def initialise(model: Model) -> None:
             nn.init.zeros_(layer.bias)
     if isinstance(layers[0], nn.Conv2d):
         start_centred(layers[0])
-    last = layers[-1].weight
-    nn.init.orthogonal_(last[:-1], POLICY_GAIN)
-    nn.init.orthogonal_(last[-1:], 1.0)
+    last, actions = layers[-1].weight, model.config.actions
+    nn.init.orthogonal_(last[:actions], POLICY_GAIN if model.config.outputs == "logits" else 1.0)
+    if model.config.value:
+        nn.init.orthogonal_(last[actions:], 1.0)

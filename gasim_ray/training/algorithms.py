@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import ray
+import torch
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -53,11 +54,16 @@ def build_algorithm(settings: PolicyTraining, observation: ObservationSpec) -> A
             num_envs_per_env_runner=recipe.envs,
             rollout_fragment_length=recipe.fragment,
         )
-        .learners(num_learners=0, num_gpus_per_learner=0)
+        .learners(num_learners=0, num_gpus_per_learner=gpus(game))
         .reporting(min_sample_timesteps_per_iteration=ITERATION_STEPS, min_time_s_per_iteration=None)
         .debugging(seed=settings.seed, log_level="ERROR")
     )
     return config.build_algo()
+
+
+def gpus(game: bool) -> int:
+    """How many the learner takes: one for pictures if there is one; vectors' networks are too small to gain."""
+    return int(game and torch.cuda.is_available())
 
 
 def _dqn(config: DQNConfig, recipe: DQNRecipe) -> Any:
@@ -72,7 +78,7 @@ def _dqn(config: DQNConfig, recipe: DQNRecipe) -> Any:
         replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": recipe.buffer},
         n_step=recipe.n_step,
         double_q=True,
-        grad_clip=10.0,
+        grad_clip=10.0,  # Stable-Baselines3's default, from memory
     )
 
 
@@ -103,7 +109,7 @@ def _ppo(config: PPOConfig, recipe: PPORecipe, settings: PolicyTraining) -> Any:
         clip_param=recipe.clip,
         # RLlib's default clips the value loss at 10, far below these environments' squared returns.
         vf_clip_param=float("inf"),
-        vf_loss_coeff=0.5,
+        vf_loss_coeff=0.5,  # as grad_clip: Huang et al. 2022, "37 details"
         use_kl_loss=False,
         grad_clip=0.5,
         grad_clip_by="global_norm",
@@ -139,7 +145,7 @@ def _appo(recipe: APPORecipe, settings: PolicyTraining) -> Any:
         train_batch_size_per_learner=recipe.envs * recipe.fragment,
         entropy_coeff=recipe.entropy,
         clip_param=recipe.clip,
-        vf_loss_coeff=1.0,
+        vf_loss_coeff=1.0,  # these two: RLlib's example for Pong (pong_appo.py), from memory
         grad_clip=30.0,
         circular_buffer_num_batches=recipe.kept,
         circular_buffer_iterations_per_batch=2,
@@ -165,5 +171,6 @@ def _game_network(settings: PolicyTraining, observation: ObservationSpec, batch:
     architecture, bf16 = game_network(settings.network, settings.width), settings.bf16
     if bf16 is None:
         _, actions = environment_spec(settings.env)
-        bf16 = bf16_is_faster(Model(ModelConfig(architecture, observation, actions, "logits")), batch)
+        device = "cuda" if gpus(True) else "cpu"
+        bf16 = bf16_is_faster(Model(ModelConfig(architecture, observation, actions, "logits")).to(device), batch)
     return {"architecture": architecture, "observation": observation.to_json(), "bf16": bf16}

@@ -19,6 +19,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.evaluation.postprocessing import Postprocessing
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.framework import get_device
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EPISODE_RETURN_MEAN,
@@ -56,6 +57,8 @@ class GameRunner(SingleAgentEnvRunner):  # type: ignore[misc]
         alone = self.config.num_env_runners == 0
         self.num_envs = self.config.num_envs_per_env_runner
         self.env = training_games(self.config.env, self.num_envs, (os.cpu_count() or 1) if alone else 1)
+        if alone:  # beside the learner: where that computes; RLlib would leave it to the CPU
+            self._device = get_device(self.config, self.config.num_gpus_per_learner)
         self.observations: npt.NDArray[np.uint8] | None = None
         self.random = np.random.default_rng()
         self.score = np.zeros(self.num_envs)

@@ -18,7 +18,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.training.actor_critic import WithTarget
+from gasim_ray.training.actor_critic import WithTarget, initialise
 from gasim_ray.training.array_ppo import GameRunner, Rows
 from gasim_ray.training.replay_dqn import ReplayDQN
 
@@ -31,6 +31,7 @@ class GameQ(TorchRLModule, QNetAPI, WithTarget):  # type: ignore[misc]
         given = self.model_config
         observation = ObservationSpec.from_json(given["observation"])
         self.model = Model(ModelConfig(given["architecture"], observation, int(self.action_space.n), "q_values"))
+        initialise(self.model)
         self.model.computing(given["bf16"], given["bf16"])
 
     def compute_q_values(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def bf16_is_faster(model: Model, batch: int) -> bool:
     Leaves the model without gradients, computing as before.
     """
     spec = model.config.observation
-    observations = torch.zeros((batch, *spec.shape), dtype=spec.torch_dtype)
+    observations = torch.zeros((batch, *spec.shape), dtype=spec.torch_dtype, device=next(model.parameters()).device)
     before = model.bf16, model.channels_last
 
     def seconds(bf16: bool) -> float:

@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.environments import environment_spec
-from gasim_ray.evaluation.episodes import evaluate_return
+from gasim_ray.evaluation.episodes import PARALLEL_ENVIRONMENTS, evaluate_many
+from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.teachers import with_output_scale
 from gasim_ray.teachers.folder import replaced_folder, surviving_folder
 from gasim_ray.teachers.rllib_modules import model_from_module
@@ -46,8 +49,11 @@ GLANCE_SEED, CONFIRM_SEED, REPORT_SEED = 10_000_000, 20_000_000, 30_000_000
 class PolicyTraining:
     """What to train, with what, and for how long."""
 
+    section = ""
+
     env: str
-    """Gymnasium id of the environment; its actions must be discrete."""
+    """Gymnasium id of the environment, whose actions must be discrete; a game's with ?sticky=0.25 behind it repeats
+    an action with that probability."""
 
     algo: Literal["ppo", "dqn", "appo"]
     """RLlib's algorithm."""
@@ -67,8 +73,8 @@ class PolicyTraining:
     stop_return: float | None = None
     """Greedy mean return at which to stop; None takes the environment's own, or trains to the budget."""
 
-    budget_seconds: float = 1200.0
-    """Seconds of training, those before a resume included."""
+    budget_seconds: float | None = None
+    """Seconds of training, those before a resume included; None takes 1,200, and for Atari's games no limit."""
 
     max_steps: int = 5_000_000
     """Environment steps after which to stop; for Atari's games the step size falls to nothing there."""
@@ -92,8 +98,16 @@ class PolicyTraining:
     """Greedy episodes of the score that the teacher carries."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.width <= 16:
-            raise UserError(f"width: {self.width} is impossible; give more than 0 and at most 16")
+        at_least_one = ("episodes", "max_steps", "envs")
+        at_least_zero = ("budget_seconds", "env_runners", "evaluate_seconds", "checkpoint_seconds", "seed")
+        limits = dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0) | {"width": 0.01}
+        check_range(self, limits, {"width": 16.0})
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, at most."""
+        usual = inf if is_atari(self.env) else 1200.0
+        return usual if self.budget_seconds is None else self.budget_seconds
 
     @property
     def rest_seconds(self) -> float:
@@ -181,16 +195,25 @@ def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool)
         raise UserError(f"out: {out} exists; --resume goes on with it, --overwrite starts afresh")
     if not (checkpoint / "state.json").exists():
         return None if (out / "config.json").exists() else _State()
-    saved = json.loads((checkpoint / "state.json").read_text())
+    try:
+        saved = json.loads((checkpoint / "state.json").read_text())
+    except ValueError as error:
+        raise _damaged(out, error) from error
     for name in ("env", "algo", "hidden", "network", "width", "seed"):
         given = getattr(settings, name)
         before = saved["settings"].get(name, given)
-        before = tuple(before) if name == "hidden" else before
+        if name == "hidden":  # a list where it is from a file
+            given, before = tuple(given), tuple(before)
         if given != before:
             raise UserError(
                 f"{name}: {given!r}, but the checkpoint in {out} is of {before!r}; give the same or --overwrite"
             )
     return _State(**saved["state"])
+
+
+def _damaged(out: Path, error: Exception) -> UserError:
+    what = " ".join(str(error).split())
+    return UserError(f"out: the checkpoint in {out} is damaged ({what}); --overwrite starts afresh")
 
 
 class _Training:
@@ -205,7 +228,11 @@ class _Training:
         self.algorithm = build_algorithm(settings, observation)
         self.best: Model | None = None
         if (out / "checkpoint" / "state.json").exists():
-            self.algorithm.restore_from_path(str((out / "checkpoint" / "algorithm").resolve()))
+            try:
+                self.algorithm.restore_from_path(str((out / "checkpoint" / "algorithm").resolve()))
+            except Exception as error:  # whatever pickle and RLlib make of damaged files
+                self.algorithm.stop()
+                raise _damaged(out, error) from error
             if state.best is not None:
                 self.best = load_model(out / "checkpoint" / "best")
             self.say("resumed")
@@ -235,7 +262,7 @@ class _Training:
             self.checkpoint()
 
     def _exhausted(self) -> bool:
-        return self.state.seconds >= self.settings.budget_seconds or self.state.steps >= self.settings.max_steps
+        return self.state.seconds >= self.settings.seconds or self.state.steps >= self.settings.max_steps
 
     def current(self) -> Model:
         """The policy as it is now, as a teacher."""
@@ -259,7 +286,13 @@ class _Training:
             self.state.reached = goal is not None and confirmed >= goal
 
     def _mean_return(self, policy: Model, episodes: int, seed: int) -> float:
-        return float(evaluate_return(policy, self.settings.env, episodes, seed + self.settings.seed).returns.mean())
+        return float(self._play(policy, episodes, seed).mean())
+
+    def _play(self, policy: Model, episodes: int, seed: int) -> npt.NDArray[np.float64]:
+        # What fits side by side into this process is not worth the start of others.
+        alone = episodes < PARALLEL_ENVIRONMENTS or not is_atari(self.settings.env)
+        env, seed = self.settings.env, seed + self.settings.seed
+        return evaluate_many({TEACHER: policy}, env, episodes, seed, {}, alone)[TEACHER].returns
 
     def checkpoint(self) -> None:
         """Write what `resume` needs; the previous checkpoint stays whole until the new one is."""
@@ -276,9 +309,7 @@ class _Training:
     def finish(self) -> Model:
         """Score the best policy on fresh episodes and save it; a reached goal needs no checkpoint any more."""
         assert self.best is not None
-        returns = evaluate_return(
-            self.best, self.settings.env, self.settings.episodes, REPORT_SEED + self.settings.seed
-        ).returns
+        returns = self._play(self.best, self.settings.episodes, REPORT_SEED)
         model = with_output_scale(_with_source(self.best, self._source(returns)))
         save_model(model, self.out)
         if self.state.reached:
@@ -289,6 +320,9 @@ class _Training:
     def _source(self, returns: npt.NDArray[np.float64]) -> dict[str, Any]:
         import ray
 
+        training = self.settings.facts()
+        if is_atari(self.settings.env):
+            training["bf16"] = self.algorithm.config.rl_module_spec.model_config["bf16"]
         return {
             "kind": "rllib",
             "environment": self.settings.env,
@@ -299,16 +333,17 @@ class _Training:
             "mean_return": round(float(returns.mean()), 3),
             "std_return": round(float(returns.std()), 3),
             "episodes": len(returns),
-            "training": self.settings.facts(),
+            "training": training,
             "versions": {"ray": ray.__version__},
         }
 
     def say(self, message: str = "") -> None:
-        """Report the state."""
+        """Report the state; time left is that to the last step, at the rate so far, if that comes first."""
+        to_the_end = self.state.seconds * self.settings.max_steps / self.state.steps if self.state.steps else inf
         self.report(
             Progress(
                 seconds=self.state.seconds,
-                budget_seconds=self.settings.budget_seconds,
+                budget_seconds=min(self.settings.seconds, to_the_end),
                 steps=self.state.steps,
                 metric="mean return",
                 score=self.state.score,
