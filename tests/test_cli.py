@@ -73,22 +73,31 @@ def distil(teacher: Path, tmp_path: Path, config_file: Callable[..., Path]) -> C
         (["--student.architecture={'name': 'mpl'}"], ["architecture", "mpl", "mlp"]),
         (["--student.architecture={'name': 'lenet5'}"], ["architecture", "lenet5 refuses", "[4]"]),
         (["--student.architecture={'name': 'no.such:thing'}"], ["architecture", "no.such:thing"]),
-        (["--student.architecture={'name': 'test_cli:broken'}"], ["architecture", "test_cli:broken refuses", "no way"]),
+        (["--student.architecture={'name': 'test_cli:broken'}"], ["architecture", "test_cli:broken refuses", "no way at all"]),
+        (["--student.architecture={'name': 'resnet', 'width': 2}"], ["student.architecture", "resnet", "[4]", "vectors"]),
+        (["--student.architecture={'name': 'fails_at_import:make'}"], ["fails_at_import:make", "RuntimeError: not", "mend"]),
         (["--student.init=prune", "--student.architecture={'name': 'dueling_mlp'}"], ["student.init", "use 'auto'"]),
         (["--resume"], ["out", "run holds no checkpoint"]),
         (["--teacher=elsewhere"], ["elsewhere", "no model there"]),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_written(
-    more: list[str], said: list[str], distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
+    more: list[str],
+    said: list[str],
+    distil: Callable[..., list[object]],
+    refused: Refused,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "fails_at_import.py").write_text("raise RuntimeError('not\\ntoday')\n")
     refused(distil(*more), *said)
     assert not (tmp_path / "run").exists()
 
 
 def broken(input_shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
     """A factory of the user's with a mistake in it."""
-    raise RuntimeError("no way")
+    raise RuntimeError("no way\n  at all")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -107,7 +116,7 @@ def test_a_student_with_other_actions_than_its_teacher_is_refused(
     distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
 ) -> None:
     student = {"architecture": {"name": f"{__name__}:TwoActions"}}
-    refused(distil(student=student), "student.architecture", "[2] where the teacher has 3 actions")
+    refused(distil(student=student), "student.architecture", "[2] where there are 3 actions", "give one")
     assert not (tmp_path / "run").exists()
 
 
@@ -264,6 +273,45 @@ def test_a_teacher_that_cannot_be_had_is_refused(refused: Refused, tmp_path: Pat
     refused(["teacher", "train", "--env", "CartPole-v1", "--algo", "ppoo", "--out", out], "algo", "ppoo")
     refused(["teacher"], "teacher", "gasim teacher train")
     assert not out.exists()
+
+
+@pytest.fixture
+def module_import(tmp_path: Path) -> Callable[..., list[object]]:
+    """Arguments that import a factory of networks for four numbers and three actions, with this state dict."""
+
+    def arguments(factory: str, weights: dict[str, torch.Tensor], *more: object) -> list[object]:
+        torch.save(weights, tmp_path / "weights.pt")
+        (tmp_path / "observation.yaml").write_text("{shape: [4], dtype: float32, layout: vector, low: [-1], high: [1]}")
+        files = ["--weights", tmp_path / "weights.pt", "--observation", tmp_path / "observation.yaml"]
+        return ["teacher", "import", factory, *files, "--actions", 3, "--out", tmp_path / "out", *more]
+
+    return arguments
+
+
+def test_an_imported_network_that_cannot_work_is_refused(
+    refused: Refused, module_import: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    two = TwoActions((4,), 3).state_dict()
+    refused(module_import(f"{__name__}:broken", {}), f"{__name__}:broken refuses", "no way at all")
+    refused(module_import(f"{__name__}:TwoActions", two), "answers [2] where there are 3 actions")
+    refused(module_import(f"{__name__}:Unread", {}), "Unread", "does not fit input [4]", "no vectors here", "vectors")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_that_does_not_read_its_images_is_refused(refused: Refused, tmp_path: Path) -> None:
+    train = ["teacher", "train", "--dataset", "mnist-sample", "--out", tmp_path / "out"]
+    refused([*train, "--model", f"{__name__}:Unread"], "model", "Unread", "[1, 28, 28]", "no vectors here", "images")
+    assert not (tmp_path / "out").exists()
+
+
+class Unread(torch.nn.Module):
+    """A network whose construction goes well and whose use does not."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no vectors\n here")
 
 
 def test_an_unknown_command_shows_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,6 +190,29 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: Path | 
     network.load_state_dict({name: t.to(expected[name].dtype) for name, t in weights.items()})
 
 
+def check_answers(model: Model, field: str) -> None:
+    """Try the network on two observations of zeros, in evaluation mode, where it leaves the model.
+
+    Raises UserError, which begins with `field`, if it fails or answers for another number of actions.
+    """
+    config = model.config
+    example = torch.zeros((2, *config.observation.shape), dtype=config.observation.torch_dtype)
+    try:
+        with torch.no_grad():
+            answered = list(model.eval()(example).shape)
+    except Exception as error:  # the network may be the user's own
+        kind = "images" if config.observation.is_image else "vectors"
+        raise UserError(
+            f"{field}: {config.architecture} does not fit input {list(config.observation.network_shape)} "
+            f"({type(error).__name__}: {error}); give one that reads {kind} of that shape"
+        ) from error
+    if answered != [2, config.actions]:
+        raise UserError(
+            f"{field}: {config.architecture} answers {answered[1:]} where there are {config.actions} actions; "
+            "give one that answers for each"
+        )
+
+
 def check_finite(outputs: Tensor, who: str) -> Tensor:
     """Return the outputs; raises UserError if one is NaN or infinite."""
     if not torch.isfinite(outputs).all():
