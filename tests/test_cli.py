@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gasim_ray import cli
-from gasim_ray.core.model import load_model, save_model
+from gasim_ray.config import build_config
+from gasim_ray.core.model import Model, load_model, save_model
 
 CARTPOLE = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
 
@@ -117,6 +119,25 @@ def test_a_student_with_other_actions_than_its_teacher_is_refused(
 ) -> None:
     student = {"architecture": {"name": f"{__name__}:TwoActions"}}
     refused(distil(student=student), "student.architecture", "[2] where there are 3 actions", "give one")
+    assert not (tmp_path / "run").exists()
+
+
+class Unstored(torch.nn.Sequential):
+    """A teacher that normalises by each batch's own statistics."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
+        norm = torch.nn.BatchNorm1d(input_shape[0], track_running_stats=False)
+        super().__init__(norm, torch.nn.Linear(input_shape[0], outputs))
+
+
+def test_statistics_that_a_teacher_does_not_store_are_refused(
+    teacher: Path, distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
+) -> None:
+    config = replace(load_model(teacher).config, architecture={"name": f"{__name__}:Unstored"})
+    save_model(Model(config), teacher)
+    for method in ("gasim", "deepinversion"):
+        assert build_config({"teacher": str(teacher), "method": method}).objective.batch_norm == 0
+    refused(distil("--objective.batch_norm=1"), "objective.batch_norm", "no batch-norm layer with statistics", "0")
     assert not (tmp_path / "run").exists()
 
 

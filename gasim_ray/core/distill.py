@@ -173,9 +173,9 @@ def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
     if settings.activation or settings.contrastive:
         hooks.append(last_dense(teacher).register_forward_pre_hook(keep_features))
     if settings.batch_norm:
-        layers = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        layers = teacher.batch_norms()
         if not layers:
-            raise UserError("objective.batch_norm: the teacher has no batch-norm layer; set it to 0")
+            raise UserError("objective.batch_norm: the teacher has no batch-norm layer with statistics; set it to 0")
         hooks += [layer.register_forward_pre_hook(keep_statistics) for layer in layers]
     try:
         yield record

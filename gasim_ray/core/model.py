@@ -130,7 +130,12 @@ class Model(nn.Module):
     @property
     def has_batch_norm(self) -> bool:
         """Whether it stores statistics of what it was trained on."""
-        return any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in self.modules())
+        return bool(self.batch_norms())
+
+    def batch_norms(self) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
+        """Its batch-norm layers that store statistics; those with track_running_stats=False store none."""
+        found = [m for m in self.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        return [layer for layer in found if layer.running_mean is not None]
 
     @property
     def parameter_count(self) -> int:
