@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gasim_ray.errors import UserError
+from gasim_ray.evaluation.datasets import find_source, parse_groups
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -58,13 +59,20 @@ TASKS: dict[str, NamedTask] = {
 
 
 def find_task(name: str, groups: str | None = None) -> NamedTask:
-    """The task, with other groups if they are given; raises UserError that names the nearest."""
+    """The task, with other groups if they are given.
+
+    Raises UserError that names the nearest, or if the groups are no partition of the data set's classes.
+    """
     if name not in TASKS:
         near = get_close_matches(name, TASKS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TASKS)}"
         raise UserError(f"task: {name!r} is not known; {hint}")
     task = TASKS[name]
-    return task if groups is None else NamedTask(task.dataset, task.teacher, task.student, groups, task.training)
+    if groups is None:
+        return task
+    if groups:
+        parse_groups(groups, len(find_source(task.dataset).class_names))
+    return NamedTask(task.dataset, task.teacher, task.student, groups, task.training)
 
 
 def teacher_folder(name: str, groups: str | None = None) -> Path:

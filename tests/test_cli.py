@@ -278,6 +278,29 @@ def test_an_evaluation_that_cannot_be_is_refused(refused: Refused, run: Path, tm
     assert set(contents(run)) == {"config.yaml", "summary.json", "student/config.json", "student/model.safetensors"}
 
 
+@pytest.mark.parametrize("command", [["distill"], ["teacher", "train"]])
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ("0,1/1,2", ["class 1 is named 2 times", "once"]),
+        ("0,1/2", ["class 3, 4, 5, 6, 7, 8, 9 is in no group", "name each"]),
+        ("0-4/5-9", ["'0-4/5-9' cannot be read", "write class numbers as 0,1/2,3/4"]),
+        ("0,1,2,3,4,5,6,7,8,9", ["one group", "two or more"]),
+    ],
+)
+def test_groups_that_are_no_partition_are_refused(
+    command: list[str],
+    groups: str,
+    said: list[str],
+    refused: Refused,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused([*command, "--task", "mnist", "--groups", groups], "groups", *said)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_teacher_that_cannot_be_had_is_refused(refused: Refused, tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = tmp_path / "checkpoint"
