@@ -71,6 +71,7 @@ def distil(teacher: Path, tmp_path: Path, config_file: Callable[..., Path]) -> C
         (["--generator.prior=[fields]"], ["generator.prior", "pictures"]),
         (["--method=gasin"], ["method", "gasin", "gasim"]),
         (["--device=gpu"], ["device", "gpu", "cuda"]),
+        (["--generator.gpus=0.5"], ["generator.gpus", "0.5", "local", "0"]),
         (["--objective.batch_norm=1"], ["objective.batch_norm", "no batch-norm layer", "0"]),
         (["--student.architecture={'name': 'mpl'}"], ["architecture", "mpl", "mlp"]),
         (["--student.architecture={'name': 'lenet5'}"], ["architecture", "lenet5 refuses", "[4]"]),
@@ -345,6 +346,17 @@ def test_an_imported_network_that_cannot_work_is_refused(
 def test_a_classifier_that_does_not_read_its_images_is_refused(refused: Refused, tmp_path: Path) -> None:
     train = ["teacher", "train", "--dataset", "mnist-sample", "--out", tmp_path / "out"]
     refused([*train, "--model", f"{__name__}:Unread"], "model", "Unread", "[1, 28, 28]", "no vectors here", "images")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_does_not_exist_is_refused_for_classifiers(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ["teacher", "train", "--task", "mnist-sample", "--out", tmp_path / "out", "--device"]
+    refused([*train, "gpu"], "device: 'gpu' is not one of cpu, cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refused([*train, "cuda:7"], "device: cuda:7 is not there", "0 to 1")
     assert not (tmp_path / "out").exists()
 
 

@@ -267,7 +267,8 @@ def test_the_controls_of_a_method_without_a_prior_can_be_distilled(tmp_path):
 
 def test_controls_are_drawn_afresh_whatever_the_run_chose_by(tmp_path, monkeypatch):
     save_model(tiny.model(tiny.VECTOR), tmp_path / "teacher")
-    config = build_config(tiny.tree(tmp_path / "teacher", generator={"disputed": 3, "candidates": 2}))
+    tree = tiny.tree(tmp_path / "teacher", elastic=True, generator={"disputed": 3, "candidates": 2, "gpus": 0.5})
+    config = build_config(tree)
     for choosing in (Disputed, Chosen):
         monkeypatch.setattr(choosing, "sample", None)
     distil_control(config, load_model(tmp_path / "teacher").frozen(), None)

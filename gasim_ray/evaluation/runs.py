@@ -94,11 +94,13 @@ def distil_control(config: DistillConfig, teacher: Model, real: Observations | N
         views=1,
         actors=1,
         per_actor=1,
+        gpus=0.0,
     )
     device = config.device if torch.cuda.is_available() else "cpu"
     plain = replace(
         config,
         local=True,
+        elastic=False,
         device=device,
         generator=generator,
         objective=ObjectiveSettings(),
