@@ -9,6 +9,7 @@ from argparse import ArgumentError, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,10 @@ def distillation_of(name: str, groups: str | None = None) -> dict[str, Any]:
 
 
 def training_of(name: str, groups: str | None = None) -> dict[str, Any]:
-    """What `gasim teacher train --task` stands for: the fields of ClassifierTraining."""
+    """What `gasim teacher train --task` stands for: the fields of ClassifierTraining.
+
+    However long its epochs take: a distillation of the task takes its teacher for a finished one.
+    """
     task = find_task(name, groups)
     architecture = dict(task.teacher)
     return {
@@ -120,5 +124,6 @@ def training_of(name: str, groups: str | None = None) -> dict[str, Any]:
         "groups": task.groups,
         "model": architecture.pop("name"),
         "arguments": architecture,
+        "budget_seconds": inf,
         **task.training,
     }

@@ -82,7 +82,7 @@ class ClassifierTraining:
     """Seed of weights, order and shifts."""
 
     budget_seconds: float = 1800.0
-    """Seconds after which the training stops at the end of an epoch, those before a resume included."""
+    """Seconds after which the training stops at the end of an epoch, those before a resume included; .inf for never."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,11 @@ def train_command(arguments: list[str]) -> None:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
     out, resume, overwrite = given.pop("out"), given.pop("resume"), given.pop("overwrite")
-    describe(train(settings(**given), out, show, resume=resume, overwrite=overwrite), out)
+    model = train(settings(**given), out, show, resume=resume, overwrite=overwrite)
+    describe(model, out)
+    if settings is ClassifierTraining and (out / "checkpoint").exists():
+        done = f"{model.config.source['epochs']} of {given['epochs']} epochs"
+        print(f"unfinished: the budget ended after {done}; go on with --resume and a longer --budget_seconds")
 
 
 def show(progress: Progress) -> None:
@@ -54,10 +59,11 @@ def show(progress: Progress) -> None:
     def figure(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
 
-    left = max(0.0, progress.budget_seconds - progress.seconds)
+    budget = progress.budget_seconds
+    left = f", at most {max(0.0, budget - progress.seconds):.0f} s left" if isfinite(budget) else ""
     rate = progress.steps / progress.seconds if progress.seconds else 0.0
     print(
-        f"{progress.seconds:5.0f} s, at most {left:.0f} s left | {progress.steps:,} steps, {rate:,.0f} a second | "
+        f"{progress.seconds:5.0f} s{left} | {progress.steps:,} steps, {rate:,.0f} a second | "
         f"{progress.metric} {figure(progress.score)}, best {figure(progress.best)}, goal {figure(progress.goal)} "
         f"{progress.message}",
         flush=True,
