@@ -117,6 +117,7 @@ def evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--env", help="Gymnasium id; by default what the teacher was trained on")
     parser.add_argument("--dataset", help="data set, for a classifier; likewise")
     parser.add_argument("--data", type=Path, help="folder of the data set")
+    parser.add_argument("--groups", help="classes to merge, such as 0,1/2,3,4; by default those that the teacher says")
     parser.add_argument("--episodes", type=int, default=100, help="episodes for each model (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="fixes the episodes' initial states (default 0)")
     parser.add_argument("--no-controls", action="store_true", help="leave out controls that are not yet made")
@@ -135,7 +136,8 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     from gasim_ray.storage import local_copy
 
     runs = [local_copy(place) for place in places]
-    tasks = [task_of_run(run, given.env, given.dataset, given.data, given.episodes, given.seed) for run in runs]
+    measured = (given.env, given.dataset, given.data, given.episodes, given.seed, given.groups)
+    tasks = [task_of_run(run, *measured) for run in runs]
     if given.video:
         check_video(given.video, runs, tasks)
     connect()

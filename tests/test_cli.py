@@ -74,11 +74,23 @@ def distil(teacher: Path, tmp_path: Path, config_file: Callable[..., Path]) -> C
         (["--generator.gpus=0.5"], ["generator.gpus", "0.5", "local", "0"]),
         (["--objective.batch_norm=1"], ["objective.batch_norm", "no batch-norm layer", "0"]),
         (["--student.architecture={'name': 'mpl'}"], ["architecture", "mpl", "mlp"]),
-        (["--student.architecture={'name': 'lenet5'}"], ["architecture", "lenet5 refuses", "[4]"]),
+        (
+            ["--student.architecture={'name': 'lenet5'}"],
+            ["architecture", "lenet5 refuses", "[4]", "reads images", "mlp"],
+        ),
         (["--student.architecture={'name': 'no.such:thing'}"], ["architecture", "no.such:thing"]),
-        (["--student.architecture={'name': 'test_cli:broken'}"], ["architecture", "test_cli:broken refuses", "no way at all"]),
-        (["--student.architecture={'name': 'resnet', 'width': 2}"], ["student.architecture", "resnet", "[4]", "vectors"]),
-        (["--student.architecture={'name': 'fails_at_import:make'}"], ["fails_at_import:make", "RuntimeError: not", "mend"]),
+        (
+            ["--student.architecture={'name': 'test_cli:broken'}"],
+            ["architecture", "test_cli:broken refuses", "no way at all"],
+        ),
+        (
+            ["--student.architecture={'name': 'resnet', 'width': 2}"],
+            ["student.architecture", "resnet", "[4]", "vectors"],
+        ),
+        (
+            ["--student.architecture={'name': 'fails_at_import:make'}"],
+            ["fails_at_import:make", "RuntimeError: not", "mend"],
+        ),
         (["--student.init=prune", "--student.architecture={'name': 'dueling_mlp'}"], ["student.init", "use 'auto'"]),
         (["--resume"], ["out", "run holds no checkpoint"]),
         (["--teacher=elsewhere"], ["elsewhere", "no model there"]),
@@ -173,7 +185,7 @@ DAMAGES = [
     (truncate, ["model.safetensors", "truncated"]),
     (age, ["format", "99 is not the version", "import the source again"]),
     (poison, ["NaN"]),
-    (shrink, ["weights do not fit", "[8, 4]", "[8, 3]"]),
+    (shrink, ["weights do not fit", "[8, 4]", "[8, 3]", "give the architecture's settings"]),
     (steer, ["actions.type", "continuous", "discrete"]),
 ]
 
@@ -275,6 +287,7 @@ def test_an_evaluation_that_cannot_be_is_refused(refused: Refused, run: Path, tm
         refused(["evaluate", run, "--episodes", episodes], "episodes", f"{episodes} is too few", "2 or more")
     truncate(run / "student")
     refused(["compare", run, run], "student", "model.safetensors", "truncated")
+    refused(["evaluate", run, "--groups", "0,1/2"], "groups", "CartPole-v1 is an environment", "--dataset")
     assert (run / "summary.json").read_text() == "{}"
     assert set(contents(run)) == {"config.yaml", "summary.json", "student/config.json", "student/model.safetensors"}
 

@@ -191,7 +191,10 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: Path | 
         if name in weights and weights[name].shape != tensor.shape
     ]
     if problems:
-        raise UserError(f"{source}: the weights do not fit the architecture: {'; '.join(problems)}")
+        raise UserError(
+            f"{source}: the weights do not fit the architecture: {'; '.join(problems)}; "
+            "give the architecture's settings with which they were saved, or its own weights"
+        )
     network.load_state_dict({name: t.to(expected[name].dtype) for name, t in weights.items()})
 
 

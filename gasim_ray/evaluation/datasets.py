@@ -185,11 +185,20 @@ def _read(name: str, source: Source, folder: Path | None) -> Splits:
 
 def _check(name: str, source: Source, images: Images, labels: Labels) -> None:
     if images.shape[1:] != source.shape:
-        raise UserError(f"dataset: {name} holds images of {list(images.shape[1:])}, not {list(source.shape)}")
+        raise UserError(
+            f"dataset: {name} holds images of {list(images.shape[1:])}, not {list(source.shape)}; "
+            "is it another data set? Give its folder, or fetch it again"
+        )
     if len(images) == 0 or len(images) != len(labels):
-        raise UserError(f"dataset: {name} holds {len(images)} images and {len(labels)} labels")
+        raise UserError(
+            f"dataset: {name} holds {len(images)} images and {len(labels)} labels; "
+            "the files are no pair, fetch them again"
+        )
     if labels.min() < 0 or labels.max() >= len(source.class_names):
-        raise UserError(f"dataset: {name} has label {labels.max()}, but {len(source.class_names)} classes")
+        raise UserError(
+            f"dataset: {name} has label {labels.max()}, but {len(source.class_names)} classes; "
+            "the labels are another data set's, fetch them again"
+        )
 
 
 _DIGITS = tuple(str(digit) for digit in range(10))
