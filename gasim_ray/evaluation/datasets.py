@@ -236,8 +236,12 @@ SOURCES: dict[str, Source] = {
         (
             Layout(("cifar-10-batches-py", ""), readers.CIFAR_PICKLES, readers.read_cifar_pickles),
             Layout(("cifar-10-batches-bin", ""), readers.CIFAR_RECORDS, readers.read_cifar_records),
-            Layout(("cifar10",), ("train", "test"), readers.read_image_folder),
-            Layout(("",), ("cifar10-jpeg.tar.xz",), partial(readers.read_image_archive, name="cifar10-jpeg.tar.xz")),
+            Layout(("cifar10", ""), ("train", "test"), partial(readers.read_image_folder, class_names=_CIFAR)),
+            Layout(
+                ("",),
+                ("cifar10-jpeg.tar.xz",),
+                partial(readers.read_image_archive, name="cifar10-jpeg.tar.xz", class_names=_CIFAR),
+            ),
         ),
         _CIFAR,
         (3, 32, 32),
