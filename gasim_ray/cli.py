@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, function in COMMANDS.items():
             print(f"  {name:9} {(function.__doc__ or '').splitlines()[0]}", file=stream)
         return 0 if stream is sys.stdout else 2
+    if os.getcwd() not in sys.path:
+        # Where a user's own factory lies; last, so that no file in it takes the place of an installed module.
+        sys.path.append(os.getcwd())
     if threading.current_thread() is threading.main_thread():
         # A shell starts background jobs with SIGINT ignored; `kill -INT` is to leave a checkpoint there too.
         signal.signal(signal.SIGINT, signal.default_int_handler)

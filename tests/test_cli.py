@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -371,6 +372,33 @@ def test_a_device_that_does_not_exist_is_refused_for_classifiers(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     refused([*train, "cuda:7"], "device: cuda:7 is not there", "0 to 1")
     assert not (tmp_path / "out").exists()
+
+
+OWN = """
+from torch import nn
+
+def make(input_shape, outputs, hidden):
+    return nn.Sequential(nn.Linear(input_shape[0], hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+"""
+
+
+def test_a_factory_in_the_working_folder_is_found_and_given_its_settings(
+    refused: Refused, module_import: Callable[..., list[object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(OWN)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    arguments = module_import("mine:make", network.state_dict())
+    refused([*arguments, "--arguments", "{hidden: 6}"], "0.weight is [5, 4] where the architecture has [6, 4]")
+    for wrong, said in (("5", "is no mapping"), ("{hidden", "cannot be read"), ("{name: 5}", "name")):
+        refused([*arguments, "--arguments", wrong], "arguments", said)
+    assert cli.main([*map(str, arguments), "--arguments", '{"hidden": 5}']) == 0
+    imported = load_model(tmp_path / "out")
+    assert imported.config.architecture == {"name": "mine:make", "hidden": 5}
+    assert torch.equal(imported.network[0].weight, network[0].weight)
+    sys.modules.pop("mine")
 
 
 class Unread(torch.nn.Module):

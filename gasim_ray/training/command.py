@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from rich.console import Console
 
@@ -82,9 +83,22 @@ def import_command(arguments: list[str]) -> None:
     parser.add_argument("--observation", type=Path, help="PyTorch: JSON or YAML file with the observation's fields")
     parser.add_argument("--actions", type=int, help="PyTorch: number of discrete actions or classes")
     parser.add_argument("--outputs", choices=("logits", "q_values"), default="logits", help="PyTorch: what it answers")
+    parser.add_argument("--arguments", default="{}", help="PyTorch: the factory's settings, such as {hidden: [64, 64]}")
     given = parser.parse_args(arguments)
-    options = ImportOptions(given.trust, given.weights, given.observation, given.actions, given.outputs)
+    settings = read_mapping(given.arguments, "arguments")
+    options = ImportOptions(given.trust, given.weights, given.observation, given.actions, given.outputs, settings)
     describe(import_teacher(given.source, given.out, options, kind=given.kind, overwrite=given.overwrite), given.out)
+
+
+def read_mapping(text: str, field: str) -> dict[str, Any]:
+    """A mapping written as JSON or YAML; raises UserError, which begins with `field`, for anything else."""
+    try:
+        read = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{field}: {text!r} cannot be read ({error}); write it as {{key: value}}") from error
+    if not isinstance(read, dict):
+        raise UserError(f"{field}: {text!r} is no mapping; write it as {{key: value}}")
+    return read
 
 
 def describe(model: Model, folder: Path) -> None:
