@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from gasim_ray import cli
 from gasim_ray.config import build_config
 from gasim_ray.core.model import Model, load_model, save_model
+from gasim_ray.evaluation.readers import CIFAR_PICKLES, CIFAR_RECORDS, IDX_FILES
 
 CARTPOLE = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
 
@@ -371,6 +373,43 @@ def test_a_device_that_does_not_exist_is_refused_for_classifiers(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     refused([*train, "cuda:7"], "device: cuda:7 is not there", "0 to 1")
+    assert not (tmp_path / "out").exists()
+
+
+def other_classes(folder: Path) -> list[object]:
+    save_model(tiny.model(tiny.GREY, actions=4), folder / "teacher")
+    (folder / "config.yaml").write_text(f"teacher: {folder / 'teacher'}\n")
+    return ["evaluate", folder, "--dataset", "mnist-sample"]
+
+
+def damaged_data(folder: Path, name: str, files: Sequence[str]) -> list[object]:
+    for file in files:
+        (folder / file).write_bytes(b"what a proxy said instead")
+    return ["teacher", "train", "--dataset", name, "--data", folder, "--out", folder / "out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (other_classes, ["dataset", "10 classes, the teacher has 4"]),
+        (partial(damaged_data, name="mnist", files=IDX_FILES), [IDX_FILES[0], "not an idx file", "fetch it again"]),
+        (partial(damaged_data, name="cifar10", files=CIFAR_PICKLES), ["data_batch_1: not a batch", "fetch it again"]),
+        (partial(damaged_data, name="cifar10", files=CIFAR_RECORDS), ["data_batch_1.bin", "fetch it again"]),
+    ],
+)
+def test_data_that_do_not_fit_or_are_damaged_are_refused(
+    arguments: Callable[[Path], list[object]], said: list[str], refused: Refused, tmp_path: Path
+) -> None:
+    refused(arguments(tmp_path), *said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_with_other_names_are_refused(
+    refused: Refused, module_import: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    weights = {f"layers.{name}": tensor for name, tensor in torch.nn.Linear(4, 3).state_dict().items()}
+    said = ["missing layers.0.weight", "unexpected layers.weight", "give the architecture's settings"]
+    refused([*module_import("gasim_ray.models.mlp:MLP", weights), "--arguments", "{hidden: []}"], *said)
     assert not (tmp_path / "out").exists()
 
 

@@ -187,9 +187,7 @@ def read_image_archive(folder: Path, name: str, class_names: Sequence[str]) -> S
     return _read_images(members(), folder / name, class_names)
 
 
-def _read_images(
-    found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, class_names: Sequence[str]
-) -> Splits:
+def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, class_names: Sequence[str]) -> Splits:
     images: dict[str, list[Images]] = {"train": [], "test": []}
     labels: dict[str, list[str]] = {"train": [], "test": []}
     for (part, label, name), content in sorted_by_name(found):
