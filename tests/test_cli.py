@@ -4,46 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from conftest import Refused
 from safetensors.torch import load_file, save_file
 
 from gasim_ray import cli
 from gasim_ray.config import build_config
 from gasim_ray.core.model import Model, load_model, save_model
-from gasim_ray.evaluation.readers import CIFAR_PICKLES, CIFAR_RECORDS, IDX_FILES
 
 CARTPOLE = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
-
-#: Runs a command line that is wrong and checks that the one line on standard error says this, in this order.
-Refused = Callable[..., None]
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
-    """See Refused."""
-
-    def check(arguments: list[object], *said: str) -> None:
-        capfd.readouterr()
-        assert cli.main([str(a) for a in arguments]) == 2
-        lines = capfd.readouterr().err.splitlines()
-        line = lines[-1]
-        assert line.startswith("gasim: ")
-        assert not any("Traceback" in text or text.startswith("gasim: ") for text in lines[:-1])
-        place = 0
-        for part in said:
-            assert part in line[place:], line
-            place = line.index(part, place)
-
-    return check
 
 
 @pytest.fixture
@@ -83,8 +59,8 @@ def distil(teacher: Path, tmp_path: Path, config_file: Callable[..., Path]) -> C
         ),
         (["--student.architecture={'name': 'no.such:thing'}"], ["architecture", "no.such:thing"]),
         (
-            ["--student.architecture={'name': 'test_cli:broken'}"],
-            ["architecture", "test_cli:broken refuses", "no way at all"],
+            ["--student.architecture={'name': 'strange:broken'}"],
+            ["architecture", "strange:broken refuses", "no way at all"],
         ),
         (
             ["--student.architecture={'name': 'resnet', 'width': 2}"],
@@ -113,43 +89,23 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def broken(input_shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
-    """A factory of the user's with a mistake in it."""
-    raise RuntimeError("no way\n  at all")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_where_there_is_none_is_refused(distil: Callable[..., list[object]], refused: Refused) -> None:
     refused(distil("--device=cuda"), "device: cuda is not there", "use cpu")
 
 
-class TwoActions(torch.nn.Linear):
-    """A student that answers for two actions, whatever it is asked for."""
-
-    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
-        super().__init__(input_shape[0], 2)
-
-
 def test_a_student_with_other_actions_than_its_teacher_is_refused(
     distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
 ) -> None:
-    student = {"architecture": {"name": f"{__name__}:TwoActions"}}
+    student = {"architecture": {"name": "strange:TwoActions"}}
     refused(distil(student=student), "student.architecture", "[2] where there are 3 actions", "give one")
     assert not (tmp_path / "run").exists()
-
-
-class Unstored(torch.nn.Sequential):
-    """A teacher that normalises by each batch's own statistics."""
-
-    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
-        norm = torch.nn.BatchNorm1d(input_shape[0], track_running_stats=False)
-        super().__init__(norm, torch.nn.Linear(input_shape[0], outputs))
 
 
 def test_statistics_that_a_teacher_does_not_store_are_refused(
     teacher: Path, distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
 ) -> None:
-    config = replace(load_model(teacher).config, architecture={"name": f"{__name__}:Unstored"})
+    config = replace(load_model(teacher).config, architecture={"name": "strange:Unstored"})
     save_model(Model(config), teacher)
     for method in ("gasim", "deepinversion"):
         assert build_config({"teacher": str(teacher), "method": method}).objective.batch_norm == 0
@@ -295,29 +251,6 @@ def test_an_evaluation_that_cannot_be_is_refused(refused: Refused, run: Path, tm
     assert set(contents(run)) == {"config.yaml", "summary.json", "student/config.json", "student/model.safetensors"}
 
 
-@pytest.mark.parametrize("command", [["distill"], ["teacher", "train"]])
-@pytest.mark.parametrize(
-    ("groups", "said"),
-    [
-        ("0,1/1,2", ["class 1 is named 2 times", "once"]),
-        ("0,1/2", ["class 3, 4, 5, 6, 7, 8, 9 is in no group", "name each"]),
-        ("0-4/5-9", ["'0-4/5-9' cannot be read", "write class numbers as 0,1/2,3/4"]),
-        ("0,1,2,3,4,5,6,7,8,9", ["one group", "two or more"]),
-    ],
-)
-def test_groups_that_are_no_partition_are_refused(
-    command: list[str],
-    groups: str,
-    said: list[str],
-    refused: Refused,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    refused([*command, "--task", "mnist", "--groups", groups], "groups", *said)
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_teacher_that_cannot_be_had_is_refused(refused: Refused, tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = tmp_path / "checkpoint"
@@ -334,120 +267,6 @@ def test_a_teacher_that_cannot_be_had_is_refused(refused: Refused, tmp_path: Pat
     refused(["teacher", "train", "--env", "CartPole-v1", "--algo", "ppoo", "--out", out], "algo", "ppoo")
     refused(["teacher"], "teacher", "gasim teacher train")
     assert not out.exists()
-
-
-@pytest.fixture
-def module_import(tmp_path: Path) -> Callable[..., list[object]]:
-    """Arguments that import a factory of networks for four numbers and three actions, with this state dict."""
-
-    def arguments(factory: str, weights: dict[str, torch.Tensor], *more: object) -> list[object]:
-        torch.save(weights, tmp_path / "weights.pt")
-        (tmp_path / "observation.yaml").write_text("{shape: [4], dtype: float32, layout: vector, low: [-1], high: [1]}")
-        files = ["--weights", tmp_path / "weights.pt", "--observation", tmp_path / "observation.yaml"]
-        return ["teacher", "import", factory, *files, "--actions", 3, "--out", tmp_path / "out", *more]
-
-    return arguments
-
-
-def test_an_imported_network_that_cannot_work_is_refused(
-    refused: Refused, module_import: Callable[..., list[object]], tmp_path: Path
-) -> None:
-    two = TwoActions((4,), 3).state_dict()
-    refused(module_import(f"{__name__}:broken", {}), f"{__name__}:broken refuses", "no way at all")
-    refused(module_import(f"{__name__}:TwoActions", two), "answers [2] where there are 3 actions")
-    refused(module_import(f"{__name__}:Unread", {}), "Unread", "does not fit input [4]", "no vectors here", "vectors")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_classifier_that_does_not_read_its_images_is_refused(refused: Refused, tmp_path: Path) -> None:
-    train = ["teacher", "train", "--dataset", "mnist-sample", "--out", tmp_path / "out"]
-    refused([*train, "--model", f"{__name__}:Unread"], "model", "Unread", "[1, 28, 28]", "no vectors here", "images")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_device_that_does_not_exist_is_refused_for_classifiers(
-    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train = ["teacher", "train", "--task", "mnist-sample", "--out", tmp_path / "out", "--device"]
-    refused([*train, "gpu"], "device: 'gpu' is not one of cpu, cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    refused([*train, "cuda:7"], "device: cuda:7 is not there", "0 to 1")
-    assert not (tmp_path / "out").exists()
-
-
-def other_classes(folder: Path) -> list[object]:
-    save_model(tiny.model(tiny.GREY, actions=4), folder / "teacher")
-    (folder / "config.yaml").write_text(f"teacher: {folder / 'teacher'}\n")
-    return ["evaluate", folder, "--dataset", "mnist-sample"]
-
-
-def damaged_data(folder: Path, name: str, files: Sequence[str]) -> list[object]:
-    for file in files:
-        (folder / file).write_bytes(b"what a proxy said instead")
-    return ["teacher", "train", "--dataset", name, "--data", folder, "--out", folder / "out"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (other_classes, ["dataset", "10 classes, the teacher has 4"]),
-        (partial(damaged_data, name="mnist", files=IDX_FILES), [IDX_FILES[0], "not an idx file", "fetch it again"]),
-        (partial(damaged_data, name="cifar10", files=CIFAR_PICKLES), ["data_batch_1: not a batch", "fetch it again"]),
-        (partial(damaged_data, name="cifar10", files=CIFAR_RECORDS), ["data_batch_1.bin", "fetch it again"]),
-    ],
-)
-def test_data_that_do_not_fit_or_are_damaged_are_refused(
-    arguments: Callable[[Path], list[object]], said: list[str], refused: Refused, tmp_path: Path
-) -> None:
-    refused(arguments(tmp_path), *said)
-    assert not (tmp_path / "out").exists()
-
-
-def test_weights_with_other_names_are_refused(
-    refused: Refused, module_import: Callable[..., list[object]], tmp_path: Path
-) -> None:
-    weights = {f"layers.{name}": tensor for name, tensor in torch.nn.Linear(4, 3).state_dict().items()}
-    said = ["missing layers.0.weight", "unexpected layers.weight", "give the architecture's settings"]
-    refused([*module_import("gasim_ray.models.mlp:MLP", weights), "--arguments", "{hidden: []}"], *said)
-    assert not (tmp_path / "out").exists()
-
-
-OWN = """
-from torch import nn
-
-def make(input_shape, outputs, hidden):
-    return nn.Sequential(nn.Linear(input_shape[0], hidden), nn.ReLU(), nn.Linear(hidden, outputs))
-"""
-
-
-def test_a_factory_in_the_working_folder_is_found_and_given_its_settings(
-    refused: Refused, module_import: Callable[..., list[object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
-    (tmp_path / "mine.py").write_text(OWN)
-    network = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
-    arguments = module_import("mine:make", network.state_dict())
-    refused([*arguments, "--arguments", "{hidden: 6}"], "0.weight is [5, 4] where the architecture has [6, 4]")
-    for wrong, said in (("5", "is no mapping"), ("{hidden", "cannot be read"), ("{name: 5}", "name")):
-        refused([*arguments, "--arguments", wrong], "arguments", said)
-    assert cli.main([*map(str, arguments), "--arguments", '{"hidden": 5}']) == 0
-    imported = load_model(tmp_path / "out")
-    assert imported.config.architecture == {"name": "mine:make", "hidden": 5}
-    assert torch.equal(imported.network[0].weight, network[0].weight)
-    sys.modules.pop("mine")
-
-
-class Unread(torch.nn.Module):
-    """A network whose construction goes well and whose use does not."""
-
-    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
-        super().__init__()
-
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        raise ValueError("no vectors\n here")
 
 
 def test_an_unknown_command_shows_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
