@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -50,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, function in COMMANDS.items():
             print(f"  {name:9} {(function.__doc__ or '').splitlines()[0]}", file=stream)
         return 0 if stream is sys.stdout else 2
+    if os.getcwd() not in sys.path:
+        # Where a user's own factory lies; last, so that no file in it takes the place of an installed module.
+        sys.path.append(os.getcwd())
     if threading.current_thread() is threading.main_thread():
         # A shell starts background jobs with SIGINT ignored; `kill -INT` is to leave a checkpoint there too.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -117,6 +121,7 @@ def evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--env", help="Gymnasium id; by default what the teacher was trained on")
     parser.add_argument("--dataset", help="data set, for a classifier; likewise")
     parser.add_argument("--data", type=Path, help="folder of the data set")
+    parser.add_argument("--groups", help="classes to merge, such as 0,1/2,3,4; by default those that the teacher says")
     parser.add_argument("--episodes", type=int, default=100, help="episodes for each model (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="fixes the episodes' initial states (default 0)")
     parser.add_argument("--no-controls", action="store_true", help="leave out controls that are not yet made")
@@ -135,7 +140,8 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     from gasim_ray.storage import local_copy
 
     runs = [local_copy(place) for place in places]
-    tasks = [task_of_run(run, given.env, given.dataset, given.data, given.episodes, given.seed) for run in runs]
+    measured = (given.env, given.dataset, given.data, given.episodes, given.seed, given.groups)
+    tasks = [task_of_run(run, *measured) for run in runs]
     if given.video:
         check_video(given.video, runs, tasks)
     connect()

@@ -18,6 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from gasim_ray import methods
+from gasim_ray.core.device import check_device_name
 from gasim_ray.core.model import Model, load_config
 from gasim_ray.core.scenes import SceneSettings
 from gasim_ray.core.settings import (
@@ -89,8 +90,13 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         check_range(self, {"seed": 0, "checkpoint_seconds": 0.1, "snapshot_seconds": 0})
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise UserError(f"device: {self.device!r} is not one of cpu, cuda, cuda:N")
+        # Whether it is there is asked where it computes: a run is also read where it did not.
+        check_device_name(self.device)
+        if self.local and self.generator.gpus:
+            raise UserError(
+                f"generator.gpus: {self.generator.gpus:g}, which only actors of Ray reserve; with local, set it to 0 "
+                "and device to cuda"
+            )
         if self.elastic and (self.local or self.synchronous):
             raise UserError("elastic: goes with neither local nor synchronous, which wait for every generator")
         if self.pool.replay < 1 and self.student.batch_size > self.generator.batch_size:

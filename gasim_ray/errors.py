@@ -19,7 +19,8 @@ def exit_code(program: str, work: Callable[[], object], after_interrupt: str = "
     try:
         work()
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        # What it quotes of others' errors may have several lines.
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"{program}: {str(error) or 'interrupted'}{after_interrupt}", file=sys.stderr)

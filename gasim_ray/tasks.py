@@ -9,10 +9,12 @@ from argparse import ArgumentError, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from gasim_ray.errors import UserError
+from gasim_ray.evaluation.datasets import find_source, parse_groups
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -58,13 +60,20 @@ TASKS: dict[str, NamedTask] = {
 
 
 def find_task(name: str, groups: str | None = None) -> NamedTask:
-    """The task, with other groups if they are given; raises UserError that names the nearest."""
+    """The task, with other groups if they are given.
+
+    Raises UserError that names the nearest, or if the groups are no partition of the data set's classes.
+    """
     if name not in TASKS:
         near = get_close_matches(name, TASKS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TASKS)}"
         raise UserError(f"task: {name!r} is not known; {hint}")
     task = TASKS[name]
-    return task if groups is None else NamedTask(task.dataset, task.teacher, task.student, groups, task.training)
+    if groups is None:
+        return task
+    if groups:
+        parse_groups(groups, len(find_source(task.dataset).class_names))
+    return NamedTask(task.dataset, task.teacher, task.student, groups, task.training)
 
 
 def teacher_folder(name: str, groups: str | None = None) -> Path:
@@ -104,7 +113,10 @@ def distillation_of(name: str, groups: str | None = None) -> dict[str, Any]:
 
 
 def training_of(name: str, groups: str | None = None) -> dict[str, Any]:
-    """What `gasim teacher train --task` stands for: the fields of ClassifierTraining."""
+    """What `gasim teacher train --task` stands for: the fields of ClassifierTraining.
+
+    However long its epochs take: a distillation of the task takes its teacher for a finished one.
+    """
     task = find_task(name, groups)
     architecture = dict(task.teacher)
     return {
@@ -112,5 +124,6 @@ def training_of(name: str, groups: str | None = None) -> dict[str, Any]:
         "groups": task.groups,
         "model": architecture.pop("name"),
         "arguments": architecture,
+        "budget_seconds": inf,
         **task.training,
     }

@@ -18,6 +18,7 @@ import torch
 import yaml
 from hypothesis import settings
 
+from gasim_ray import cli
 from gasim_ray.core.model import save_model
 
 REPOSITORY = Path(__file__).parents[1]
@@ -127,6 +128,29 @@ def gasim(tmp_path: Path) -> Iterator[Gasim]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+#: Runs a command line that is wrong and checks that the one line on standard error says this, in this order.
+Refused = Callable[..., None]
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
+    """See Refused."""
+
+    def check(arguments: list[object], *said: str) -> None:
+        capfd.readouterr()
+        assert cli.main([str(a) for a in arguments]) == 2
+        lines = capfd.readouterr().err.splitlines()
+        line = lines[-1]
+        assert line.startswith("gasim: ")
+        assert not any("Traceback" in text or text.startswith("gasim: ") for text in lines[:-1])
+        place = 0
+        for part in said:
+            assert part in line[place:], line
+            place = line.index(part, place)
+
+    return check
 
 
 @pytest.fixture

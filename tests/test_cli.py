@@ -5,40 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from conftest import Refused
 from safetensors.torch import load_file, save_file
 
 from gasim_ray import cli
-from gasim_ray.core.model import load_model, save_model
+from gasim_ray.config import build_config
+from gasim_ray.core.model import Model, load_model, save_model
 
 CARTPOLE = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
-
-#: Runs a command line that is wrong and checks that the one line on standard error says this, in this order.
-Refused = Callable[..., None]
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str]) -> Refused:
-    """See Refused."""
-
-    def check(arguments: list[object], *said: str) -> None:
-        capfd.readouterr()
-        assert cli.main([str(a) for a in arguments]) == 2
-        lines = capfd.readouterr().err.splitlines()
-        line = lines[-1]
-        assert line.startswith("gasim: ")
-        assert not any("Traceback" in text or text.startswith("gasim: ") for text in lines[:-1])
-        place = 0
-        for part in said:
-            assert part in line[place:], line
-            place = line.index(part, place)
-
-    return check
 
 
 @pytest.fixture
@@ -69,26 +50,43 @@ def distil(teacher: Path, tmp_path: Path, config_file: Callable[..., Path]) -> C
         (["--generator.prior=[fields]"], ["generator.prior", "pictures"]),
         (["--method=gasin"], ["method", "gasin", "gasim"]),
         (["--device=gpu"], ["device", "gpu", "cuda"]),
+        (["--generator.gpus=0.5"], ["generator.gpus", "0.5", "local", "0"]),
         (["--objective.batch_norm=1"], ["objective.batch_norm", "no batch-norm layer", "0"]),
         (["--student.architecture={'name': 'mpl'}"], ["architecture", "mpl", "mlp"]),
-        (["--student.architecture={'name': 'lenet5'}"], ["architecture", "lenet5 refuses", "[4]"]),
+        (
+            ["--student.architecture={'name': 'lenet5'}"],
+            ["architecture", "lenet5 refuses", "[4]", "reads images", "mlp"],
+        ),
         (["--student.architecture={'name': 'no.such:thing'}"], ["architecture", "no.such:thing"]),
-        (["--student.architecture={'name': 'test_cli:broken'}"], ["architecture", "test_cli:broken refuses", "no way"]),
+        (
+            ["--student.architecture={'name': 'strange:broken'}"],
+            ["architecture", "strange:broken refuses", "no way at all"],
+        ),
+        (
+            ["--student.architecture={'name': 'resnet', 'width': 2}"],
+            ["student.architecture", "resnet", "[4]", "vectors"],
+        ),
+        (
+            ["--student.architecture={'name': 'fails_at_import:make'}"],
+            ["fails_at_import:make", "RuntimeError: not", "mend"],
+        ),
         (["--student.init=prune", "--student.architecture={'name': 'dueling_mlp'}"], ["student.init", "use 'auto'"]),
         (["--resume"], ["out", "run holds no checkpoint"]),
         (["--teacher=elsewhere"], ["elsewhere", "no model there"]),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_written(
-    more: list[str], said: list[str], distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
+    more: list[str],
+    said: list[str],
+    distil: Callable[..., list[object]],
+    refused: Refused,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "fails_at_import.py").write_text("raise RuntimeError('not\\ntoday')\n")
     refused(distil(*more), *said)
     assert not (tmp_path / "run").exists()
-
-
-def broken(input_shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
-    """A factory of the user's with a mistake in it."""
-    raise RuntimeError("no way")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -96,18 +94,22 @@ def test_a_gpu_where_there_is_none_is_refused(distil: Callable[..., list[object]
     refused(distil("--device=cuda"), "device: cuda is not there", "use cpu")
 
 
-class TwoActions(torch.nn.Linear):
-    """A student that answers for two actions, whatever it is asked for."""
-
-    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
-        super().__init__(input_shape[0], 2)
-
-
 def test_a_student_with_other_actions_than_its_teacher_is_refused(
     distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
 ) -> None:
-    student = {"architecture": {"name": f"{__name__}:TwoActions"}}
-    refused(distil(student=student), "student.architecture", "[2] where the teacher has 3 actions")
+    student = {"architecture": {"name": "strange:TwoActions"}}
+    refused(distil(student=student), "student.architecture", "[2] where there are 3 actions", "give one")
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_that_a_teacher_does_not_store_are_refused(
+    teacher: Path, distil: Callable[..., list[object]], refused: Refused, tmp_path: Path
+) -> None:
+    config = replace(load_model(teacher).config, architecture={"name": "strange:Unstored"})
+    save_model(Model(config), teacher)
+    for method in ("gasim", "deepinversion"):
+        assert build_config({"teacher": str(teacher), "method": method}).objective.batch_norm == 0
+    refused(distil("--objective.batch_norm=1"), "objective.batch_norm", "no batch-norm layer with statistics", "0")
     assert not (tmp_path / "run").exists()
 
 
@@ -142,7 +144,7 @@ DAMAGES = [
     (truncate, ["model.safetensors", "truncated"]),
     (age, ["format", "99 is not the version", "import the source again"]),
     (poison, ["NaN"]),
-    (shrink, ["weights do not fit", "[8, 4]", "[8, 3]"]),
+    (shrink, ["weights do not fit", "[8, 4]", "[8, 3]", "give the architecture's settings"]),
     (steer, ["actions.type", "continuous", "discrete"]),
 ]
 
@@ -244,6 +246,7 @@ def test_an_evaluation_that_cannot_be_is_refused(refused: Refused, run: Path, tm
         refused(["evaluate", run, "--episodes", episodes], "episodes", f"{episodes} is too few", "2 or more")
     truncate(run / "student")
     refused(["compare", run, run], "student", "model.safetensors", "truncated")
+    refused(["evaluate", run, "--groups", "0,1/2"], "groups", "CartPole-v1 is an environment", "--dataset")
     assert (run / "summary.json").read_text() == "{}"
     assert set(contents(run)) == {"config.yaml", "summary.json", "student/config.json", "student/model.safetensors"}
 

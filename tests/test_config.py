@@ -67,9 +67,15 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size
 )
 
 
+def possible(local: bool, generator: GeneratorSettings, **others: Any) -> DistillConfig:
+    """A configuration that reserves no GPUs for actors where there are none."""
+    generator = replace(generator, gpus=0.0) if local else generator
+    return DistillConfig(local=local, generator=generator, **others)
+
+
 def configs(teacher: Path) -> st.SearchStrategy[DistillConfig]:
     return st.builds(
-        DistillConfig,
+        possible,
         teacher=st.just(str(teacher)),
         method=st.sampled_from(list(METHODS)),
         out=st.just("") | texts,

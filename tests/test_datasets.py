@@ -154,9 +154,9 @@ def test_incomplete_folder_is_refused(nowhere):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"labels": 2}, "3 images and 2 labels"),
-        ({"label": 10}, "label 10, but 10 classes"),
-        ({"side": 32}, r"images of \[1, 32, 32\], not \[1, 28, 28\]"),
+        ({"labels": 2}, "3 images and 2 labels; .* fetch them again"),
+        ({"label": 10}, "label 10, but 10 classes; .* fetch them again"),
+        ({"side": 32}, r"images of \[1, 32, 32\], not \[1, 28, 28\]; is it another data set"),
         ({"images": 0, "labels": 0}, "0 images"),
     ],
 )

@@ -19,7 +19,7 @@ from gasim_ray.evaluation.compare import evaluate_models, evaluate_run
 from gasim_ray.evaluation.controls import CONTROL_KINDS, untrained
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.environments import environment_spec
-from gasim_ray.evaluation.runs import distil_control
+from gasim_ray.evaluation.runs import distil_control, task_of_run
 from gasim_ray.evaluation.table import evaluation_table
 from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask
 from gasim_ray.run_folder import RunFolder
@@ -267,10 +267,26 @@ def test_the_controls_of_a_method_without_a_prior_can_be_distilled(tmp_path):
 
 def test_controls_are_drawn_afresh_whatever_the_run_chose_by(tmp_path, monkeypatch):
     save_model(tiny.model(tiny.VECTOR), tmp_path / "teacher")
-    config = build_config(tiny.tree(tmp_path / "teacher", generator={"disputed": 3, "candidates": 2}))
+    tree = tiny.tree(tmp_path / "teacher", elastic=True, generator={"disputed": 3, "candidates": 2, "gpus": 0.5})
+    config = build_config(tree)
     for choosing in (Disputed, Chosen):
         monkeypatch.setattr(choosing, "sample", None)
     distil_control(config, load_model(tmp_path / "teacher").frozen(), None)
+
+
+def test_a_teacher_of_merged_classes_that_does_not_say_so_is_measured_with_groups(tmp_path, classifier):
+    config = replace(classifier.config, actions=2)
+    save_model(Model(config), tmp_path / "teacher")
+    (tmp_path / "config.yaml").write_text(f"teacher: {tmp_path / 'teacher'}\n")
+    with pytest.raises(UserError, match="10 classes, the teacher has 2"):
+        task_of_run(tmp_path, None, "mnist-sample", None, 2, 0)
+    task = task_of_run(tmp_path, None, "mnist-sample", None, 2, 0, "0,1,2,3,4/5,6,7,8,9")
+    assert task.dataset.class_names == ("0+1+2+3+4", "5+6+7+8+9")
+    save_model(
+        Model(replace(config, source={"dataset": "mnist-sample", "groups": "0/1,2,3,4,5,6,7,8,9"})),
+        tmp_path / "teacher",
+    )
+    assert task_of_run(tmp_path, None, None, None, 2, 0).dataset.class_names[0] == "0"
 
 
 def test_data_set_and_classifier_must_fit(digits, classifier):

@@ -75,6 +75,8 @@ def test_folders_and_archives_of_images_give_the_same(tmp_path: Path) -> None:
     for name in ("train_images", "train_labels", "test_images", "test_labels"):
         assert (getattr(first, name) == getattr(second, name)).all()
     assert first.train_labels.tolist() == list(range(10))
+    itself = load_dataset("cifar10", folder)
+    assert (itself.train_images == first.train_images).all()
     expected = np.random.default_rng([0, 3]).integers(0, 256, (32, 32, 3), np.uint8)
     assert (first.train_images[3] == expected.transpose(2, 0, 1)).all()
 
@@ -109,25 +111,34 @@ def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     content = (tmp_path / "x.tar.xz").read_bytes()
     (tmp_path / "x.tar.xz").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"x\.tar\.xz: cannot be read"):
-        read_image_archive(tmp_path, "x.tar.xz")
+        read_image_archive(tmp_path, "x.tar.xz", CLASSES)
 
 
 def test_folders_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "a", ("cat", "dog"))
     (folder / "test" / "dog").rename(folder / "test" / "owl")
     with pytest.raises(UserError, match="the same folders of classes"):
-        read_image_folder(folder)
+        read_image_folder(folder, ("cat", "dog"))
     other = write_images(tmp_path / "b", ("cat", "dog"))
     (other / "train" / "cat" / "0000.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"train/cat/0000\.png is no image"):
-        read_image_folder(other)
+        read_image_folder(other, ("cat", "dog"))
     third = write_images(tmp_path / "c", ("cat", "dog"))
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(third / "train" / "cat" / "0001.png")
     with pytest.raises(UserError, match="images of several shapes"):
-        read_image_folder(third)
+        read_image_folder(third, ("cat", "dog"))
 
 
 def test_an_image_of_another_size_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "cifar10", side=16)
     with pytest.raises(UserError, match=r"images of \[3, 16, 16\], not \[3, 32, 32\]"):
         load_dataset("cifar10", tmp_path)
+
+
+def test_folders_that_are_not_named_after_the_classes_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "cifar10", tuple(f"class{index}" for index in range(10)))
+    with pytest.raises(UserError, match=r"named class0, class1, .*, the classes airplane, automobile, .*; rename each"):
+        load_dataset("cifar10", tmp_path)
+    # In another order than that of the names.
+    folder = write_images(tmp_path / "other", ("dog", "cat"))
+    assert read_image_folder(folder, ("dog", "cat"))[1].tolist() == [1, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from gasim_ray import cli
 from gasim_ray.errors import UserError
+from gasim_ray.tasks import TASKS, training_of
 from gasim_ray.teachers import load_teacher
 from gasim_ray.training.classifier import ClassifierTraining, shifted, train_classifier
 from gasim_ray.training.progress import Progress
@@ -69,6 +72,24 @@ def test_the_budget_ends_it_at_an_epoch(tmp_path: Path) -> None:
     model = train_classifier(small(budget_seconds=0.001), tmp_path / "teacher", lambda _: None)
     assert model.config.source["epochs"] == 1
     assert (tmp_path / "teacher" / "checkpoint").exists()
+
+
+def test_a_named_task_trains_all_its_epochs_and_another_says_where_its_budget_ended_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert all(training_of(name)["budget_seconds"] == math.inf for name in TASKS)
+    # Two epochs of the smaller network take a second each.
+    train = ["teacher", "train", "--task", "mnist-sample", "--arguments", "{width: 0.5}", "--epochs", "2"]
+    train += ["--out", str(tmp_path / "teacher")]
+    assert cli.main([*train, "--budget_seconds", "0.001"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "at most 0 s left" in said[0]
+    assert said[-1].startswith("unfinished: the budget ended after 1 of 2 epochs; go on with --resume")
+    assert cli.main([*train, "--resume"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "left" not in said[0]
+    assert said[-1] == f"teacher: {tmp_path / 'teacher'}"
+    assert load_teacher(tmp_path / "teacher").config.source["epochs"] == 2
 
 
 def test_other_settings_do_not_resume(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gasim_ray.core import objectives
 from gasim_ray.core.generator import Following
-from gasim_ray.core.model import Model, ModelConfig
+from gasim_ray.core.model import Model, ModelConfig, check_answers
 from gasim_ray.core.moments import moments
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import policy_logits
@@ -26,7 +26,8 @@ def new_student(
 ) -> Model:
     """A student with fresh weights that reads what the teacher reads and answers with policy logits.
 
-    `observation` is the teacher's unless given; it may differ from that in the normaliser.
+    `observation` is the teacher's unless given; it may differ from that in the normaliser. Raises UserError if the
+    architecture does not read it or answers for other actions.
     """
     config = ModelConfig(
         architecture=settings.architecture,
@@ -39,13 +40,7 @@ def new_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = Model(config)
-    example = torch.zeros((2, *config.observation.shape), dtype=config.observation.torch_dtype)
-    answered = list(student.eval()(example).shape)
-    if answered != [2, config.actions]:
-        raise UserError(
-            f"student.architecture: {config.architecture} answers {answered[1:]} where the teacher has "
-            f"{config.actions} actions"
-        )
+    check_answers(student, "student.architecture")
     return student.train()
 
 
@@ -178,9 +173,9 @@ def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
     if settings.activation or settings.contrastive:
         hooks.append(last_dense(teacher).register_forward_pre_hook(keep_features))
     if settings.batch_norm:
-        layers = [m for m in teacher.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        layers = teacher.batch_norms()
         if not layers:
-            raise UserError("objective.batch_norm: the teacher has no batch-norm layer; set it to 0")
+            raise UserError("objective.batch_norm: the teacher has no batch-norm layer with statistics; set it to 0")
         hooks += [layer.register_forward_pre_hook(keep_statistics) for layer in layers]
     try:
         yield record

@@ -130,7 +130,12 @@ class Model(nn.Module):
     @property
     def has_batch_norm(self) -> bool:
         """Whether it stores statistics of what it was trained on."""
-        return any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in self.modules())
+        return bool(self.batch_norms())
+
+    def batch_norms(self) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
+        """Its batch-norm layers that store statistics; those with track_running_stats=False store none."""
+        found = [m for m in self.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        return [layer for layer in found if layer.running_mean is not None]
 
     @property
     def parameter_count(self) -> int:
@@ -186,8 +191,34 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: Path | 
         if name in weights and weights[name].shape != tensor.shape
     ]
     if problems:
-        raise UserError(f"{source}: the weights do not fit the architecture: {'; '.join(problems)}")
+        raise UserError(
+            f"{source}: the weights do not fit the architecture: {'; '.join(problems)}; "
+            "give the architecture's settings with which they were saved, or its own weights"
+        )
     network.load_state_dict({name: t.to(expected[name].dtype) for name, t in weights.items()})
+
+
+def check_answers(model: Model, field: str) -> None:
+    """Try the network on two observations of zeros, in evaluation mode, where it leaves the model.
+
+    Raises UserError, which begins with `field`, if it fails or answers for another number of actions.
+    """
+    config = model.config
+    example = torch.zeros((2, *config.observation.shape), dtype=config.observation.torch_dtype)
+    try:
+        with torch.no_grad():
+            answered = list(model.eval()(example).shape)
+    except Exception as error:  # the network may be the user's own
+        kind = "images" if config.observation.is_image else "vectors"
+        raise UserError(
+            f"{field}: {config.architecture} does not fit input {list(config.observation.network_shape)} "
+            f"({type(error).__name__}: {error}); give one that reads {kind} of that shape"
+        ) from error
+    if answered != [2, config.actions]:
+        raise UserError(
+            f"{field}: {config.architecture} answers {answered[1:]} where there are {config.actions} actions; "
+            "give one that answers for each"
+        )
 
 
 def check_finite(outputs: Tensor, who: str) -> Tensor:

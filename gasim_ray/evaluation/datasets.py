@@ -185,11 +185,20 @@ def _read(name: str, source: Source, folder: Path | None) -> Splits:
 
 def _check(name: str, source: Source, images: Images, labels: Labels) -> None:
     if images.shape[1:] != source.shape:
-        raise UserError(f"dataset: {name} holds images of {list(images.shape[1:])}, not {list(source.shape)}")
+        raise UserError(
+            f"dataset: {name} holds images of {list(images.shape[1:])}, not {list(source.shape)}; "
+            "is it another data set? Give its folder, or fetch it again"
+        )
     if len(images) == 0 or len(images) != len(labels):
-        raise UserError(f"dataset: {name} holds {len(images)} images and {len(labels)} labels")
+        raise UserError(
+            f"dataset: {name} holds {len(images)} images and {len(labels)} labels; "
+            "the files are no pair, fetch them again"
+        )
     if labels.min() < 0 or labels.max() >= len(source.class_names):
-        raise UserError(f"dataset: {name} has label {labels.max()}, but {len(source.class_names)} classes")
+        raise UserError(
+            f"dataset: {name} has label {labels.max()}, but {len(source.class_names)} classes; "
+            "the labels are another data set's, fetch them again"
+        )
 
 
 _DIGITS = tuple(str(digit) for digit in range(10))
@@ -227,8 +236,12 @@ SOURCES: dict[str, Source] = {
         (
             Layout(("cifar-10-batches-py", ""), readers.CIFAR_PICKLES, readers.read_cifar_pickles),
             Layout(("cifar-10-batches-bin", ""), readers.CIFAR_RECORDS, readers.read_cifar_records),
-            Layout(("cifar10",), ("train", "test"), readers.read_image_folder),
-            Layout(("",), ("cifar10-jpeg.tar.xz",), partial(readers.read_image_archive, name="cifar10-jpeg.tar.xz")),
+            Layout(("cifar10", ""), ("train", "test"), partial(readers.read_image_folder, class_names=_CIFAR)),
+            Layout(
+                ("",),
+                ("cifar10-jpeg.tar.xz",),
+                partial(readers.read_image_archive, name="cifar10-jpeg.tar.xz", class_names=_CIFAR),
+            ),
         ),
         _CIFAR,
         (3, 32, 32),

@@ -9,7 +9,7 @@ import gzip
 import pickle
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
 from io import BytesIO
 from pathlib import Path
@@ -162,16 +162,16 @@ def _checked(path: Path, pixels: Images, labels: Labels) -> tuple[Images, Labels
     return pixels, labels
 
 
-def read_image_folder(folder: Path) -> Splits:
-    """`train/<class>/*` and `test/<class>/*` in any format that Pillow reads; classes in the order of their names.
+def read_image_folder(folder: Path, class_names: Sequence[str]) -> Splits:
+    """`train/<class>/*` and `test/<class>/*` in any format that Pillow reads; a label is its place in `class_names`.
 
-    Raises UserError if a part is missing, an image is damaged, sizes differ, or train and test have other classes.
+    Raises UserError if a part is missing, an image is damaged, sizes differ, or train or test has other classes.
     """
     paths = (path for part in ("train", "test") for path in sorted((folder / part).glob("*/*")) if path.is_file())
-    return _read_images(((path.relative_to(folder).parts, path.read_bytes()) for path in paths), folder)
+    return _read_images(((path.relative_to(folder).parts, path.read_bytes()) for path in paths), folder, class_names)
 
 
-def read_image_archive(folder: Path, name: str) -> Splits:
+def read_image_archive(folder: Path, name: str, class_names: Sequence[str]) -> Splits:
     """An image folder packed as a tar archive of any compression; nothing is unpacked to disk."""
 
     def members() -> Iterator[tuple[tuple[str, ...], bytes]]:
@@ -184,10 +184,10 @@ def read_image_archive(folder: Path, name: str) -> Splits:
         except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
             raise UserError(f"{folder / name}: cannot be read ({error}); fetch it again") from error
 
-    return _read_images(members(), folder / name)
+    return _read_images(members(), folder / name, class_names)
 
 
-def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path) -> Splits:
+def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, class_names: Sequence[str]) -> Splits:
     images: dict[str, list[Images]] = {"train": [], "test": []}
     labels: dict[str, list[str]] = {"train": [], "test": []}
     for (part, label, name), content in sorted_by_name(found):
@@ -201,10 +201,15 @@ def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path) ->
     classes = sorted(set(labels["train"]))
     if not classes or sorted(set(labels["test"])) != classes:
         raise UserError(f"{where}: train/ and test/ must hold the same folders of classes, with images in each")
+    if classes != sorted(class_names):
+        raise UserError(
+            f"{where}: the folders are named {', '.join(classes)}, the classes {', '.join(class_names)}; "
+            "rename each folder to its class"
+        )
     sizes = {image.shape for part in images.values() for image in part}
     if len(sizes) > 1:
         raise UserError(f"{where}: images of several shapes, {sorted(sizes)[0]} and {sorted(sizes)[1]}")
-    number = {name: index for index, name in enumerate(classes)}
+    number = {name: index for index, name in enumerate(class_names)}
     return (
         np.stack(images["train"]),
         np.array([number[name] for name in labels["train"]], np.int64),

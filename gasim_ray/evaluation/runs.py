@@ -24,18 +24,29 @@ from gasim_ray.run_folder import saved_config
 from gasim_ray.teachers import load_teacher
 
 
-def task_of_run(run: Path, env: str | None, dataset: str | None, data: Path | None, episodes: int, seed: int) -> Task:
+def task_of_run(
+    run: Path,
+    env: str | None,
+    dataset: str | None,
+    data: Path | None,
+    episodes: int,
+    seed: int,
+    groups: str | None = None,
+) -> Task:
     """The environment or data set that is named, or else the one that the run's teacher was trained on.
 
-    Raises UserError if neither is known, or if it does not fit the teacher.
+    `groups` merges the data set's classes; None merges those that the teacher says. Raises UserError if neither is
+    known, if it does not fit the teacher, or for groups without a data set.
     """
     teacher = load_config(Path(saved_config(run).teacher))
     if not env and not dataset:
         env, dataset = source_of(teacher)
     if not env and not dataset:
         raise UserError(f"env: the teacher of {run} does not say what it was trained on; give --env or --dataset")
-    groups = teacher.source.get("groups", "")
-    task: Task = EnvironmentTask(env, episodes, seed) if env else DatasetTask(load_dataset(str(dataset), data, groups))
+    if env and groups is not None:
+        raise UserError(f"groups: {groups!r}, but {env} is an environment; they merge the classes of a --dataset")
+    merged = teacher.source.get("groups", "") if groups is None else groups
+    task: Task = EnvironmentTask(env, episodes, seed) if env else DatasetTask(load_dataset(str(dataset), data, merged))
     task.check(teacher, TEACHER)
     return task
 
@@ -94,11 +105,13 @@ def distil_control(config: DistillConfig, teacher: Model, real: Observations | N
         views=1,
         actors=1,
         per_actor=1,
+        gpus=0.0,
     )
     device = config.device if torch.cuda.is_available() else "cpu"
     plain = replace(
         config,
         local=True,
+        elastic=False,
         device=device,
         generator=generator,
         objective=ObjectiveSettings(),

@@ -35,8 +35,9 @@ def resolve(reference: str, field: str) -> Callable[..., Any]:
     module_name, _, name = reference.partition(":")
     try:
         factory: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{field}: {reference!r} cannot be imported ({error})") from error
+    except Exception as error:  # importing runs the user's module, which may fail in any way
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{field}: {reference!r} cannot be imported ({reason}); mend the module or the name") from error
     return factory
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gasim_ray.models.mlp import ACTIVATIONS, dense
+from gasim_ray.models.shape import picture_shape
 
 #: Channels, kernel, stride and (left, right, top, bottom) zero padding; a kernel or stride is one size or (h, w).
 Filter = Sequence[Any]
@@ -63,7 +64,7 @@ def _convolution(channels: int, layer: Filter, rank: int, centred: bool) -> nn.M
 
 def feature_shape(input_shape: tuple[int, ...], filters: Sequence[Filter]) -> tuple[int, int, int]:
     """(channels, height, width) after the convolutions of a (channels, height, width) picture."""
-    channels, height, width = input_shape
+    channels, height, width = picture_shape(input_shape)
     for layer in filters:
         (kernel_h, kernel_w), (stride_h, stride_w) = _pair(layer[1]), _pair(layer[2])
         left, right, top, bottom = _padding(layer)

@@ -8,6 +8,8 @@ from math import prod
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gasim_ray.models.shape import picture_shape
+
 
 class ResidualBlock(nn.Module):
     """x + conv(relu(conv(relu(x)))), all of one width."""
@@ -33,7 +35,7 @@ class Impala(nn.Module):
         self, input_shape: tuple[int, ...], outputs: int, channels: Sequence[int] = (16, 32, 32), hidden: int = 256
     ) -> None:
         super().__init__()
-        before, height, width = input_shape
+        before, height, width = picture_shape(input_shape)
         stages: list[nn.Module] = []
         for count in channels:
             stages += [nn.Conv2d(before, count, 3, padding=1), nn.MaxPool2d(3, 2, 1)]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from gasim_ray.models.shape import picture_shape
+
 
 class PooledConvolution(nn.Conv2d):
     """A convolution, 2x2 max-pooling and ReLU in one: the same function as the three layers, faster on a CPU.
@@ -37,7 +39,7 @@ class LeNet5(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], outputs: int, width: float = 1.0) -> None:
         super().__init__()
-        channels, height, side = input_shape
+        channels, height, side = picture_shape(input_shape)
         if height != side or side not in (28, 32):
             raise ValueError("LeNet-5 reads 28x28 or 32x32 images")
         c1, c3, c5, f6 = (int(n * width) for n in (6, 16, 120, 84))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from gasim_ray.core.geometry import Geometry
-from gasim_ray.core.model import Model, check_finite, load_model, save_model
+from gasim_ray.core.model import Model, check_answers, check_finite, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import q_value_scale
 from gasim_ray.core.prior import Prior, Uniform
@@ -110,12 +110,14 @@ def likely_prior(model: Model) -> Prior:
 def load_teacher(folder: str | Path) -> Model:
     """A teacher folder as a frozen model on the CPU.
 
-    Raises UserError if the folder is missing, truncated or of another version, or if the teacher answers NaN.
+    Raises UserError if the folder is missing, truncated or of another version, or if the teacher answers NaN, for
+    another number of actions, or not at all.
     """
     return _tried(load_model(folder).frozen(), str(folder))
 
 
 def _tried(model: Model, who: str) -> Model:
+    check_answers(model, who)
     with torch.inference_mode():
         check_finite(model(uniform_observations(model.config.observation, TRIAL_OBSERVATIONS)), who)
     return model

@@ -37,6 +37,10 @@ def load(source: str, options: ImportOptions) -> Model:
     for name in ("weights", "observation", "actions"):
         if getattr(options, name) is None:
             raise UserError(f"{name}: missing; a PyTorch source needs --weights, --observation and --actions")
+    if "name" in options.arguments:
+        raise UserError(
+            "arguments: name is what an architecture's own name is kept under; call the factory's setting otherwise"
+        )
     assert options.weights is not None
     assert options.observation is not None
     assert options.actions is not None

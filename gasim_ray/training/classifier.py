@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.distill import shifted
-from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
+from gasim_ray.core.model import Model, ModelConfig, check_answers, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.datasets import Dataset, load_dataset
 from gasim_ray.teachers.folder import replaced_folder, surviving_folder
@@ -66,7 +67,7 @@ class ClassifierTraining:
     """Every other image is mirrored left to right."""
 
     device: str = "cpu"
-    """Where it computes: cpu or cuda."""
+    """Where it computes: cpu, cuda or cuda:N."""
 
     bf16: bool = False
     """Compute products in bfloat16; weights and losses stay float32."""
@@ -81,7 +82,7 @@ class ClassifierTraining:
     """Seed of weights, order and shifts."""
 
     budget_seconds: float = 1800.0
-    """Seconds after which the training stops at the end of an epoch, those before a resume included."""
+    """Seconds after which the training stops at the end of an epoch, those before a resume included; .inf for never."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):
@@ -90,8 +91,7 @@ class ClassifierTraining:
         if self.lr <= 0 or self.shift < 0 or self.weight_decay < 0:
             given = f"lr: {self.lr}, shift: {self.shift}, weight_decay: {self.weight_decay}"
             raise UserError(f"{given}; lr must be positive and the others not negative")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"device: {self.device} is not there (PyTorch sees no GPU); use cpu")
+        check_device_is_there(self.device)
 
 
 def train_classifier(
@@ -128,6 +128,7 @@ class _Training:
             torch.manual_seed(settings.seed)
             architecture = {"name": settings.model, **settings.arguments}
             self.model = Model(ModelConfig(architecture, data.spec, len(data.class_names), "logits"))
+        check_answers(self.model, "model")
         self.device = torch.device(settings.device)
         self.model.to(self.device)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)

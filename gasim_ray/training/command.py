@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from rich.console import Console
 
@@ -45,7 +47,11 @@ def train_command(arguments: list[str]) -> None:
     except (ArgumentError, TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
     out, resume, overwrite = given.pop("out"), given.pop("resume"), given.pop("overwrite")
-    describe(train(settings(**given), out, show, resume=resume, overwrite=overwrite), out)
+    model = train(settings(**given), out, show, resume=resume, overwrite=overwrite)
+    describe(model, out)
+    if settings is ClassifierTraining and (out / "checkpoint").exists():
+        done = f"{model.config.source['epochs']} of {given['epochs']} epochs"
+        print(f"unfinished: the budget ended after {done}; go on with --resume and a longer --budget_seconds")
 
 
 def show(progress: Progress) -> None:
@@ -54,10 +60,11 @@ def show(progress: Progress) -> None:
     def figure(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
 
-    left = max(0.0, progress.budget_seconds - progress.seconds)
+    budget = progress.budget_seconds
+    left = f", at most {max(0.0, budget - progress.seconds):.0f} s left" if isfinite(budget) else ""
     rate = progress.steps / progress.seconds if progress.seconds else 0.0
     print(
-        f"{progress.seconds:5.0f} s, at most {left:.0f} s left | {progress.steps:,} steps, {rate:,.0f} a second | "
+        f"{progress.seconds:5.0f} s{left} | {progress.steps:,} steps, {rate:,.0f} a second | "
         f"{progress.metric} {figure(progress.score)}, best {figure(progress.best)}, goal {figure(progress.goal)} "
         f"{progress.message}",
         flush=True,
@@ -76,9 +83,22 @@ def import_command(arguments: list[str]) -> None:
     parser.add_argument("--observation", type=Path, help="PyTorch: JSON or YAML file with the observation's fields")
     parser.add_argument("--actions", type=int, help="PyTorch: number of discrete actions or classes")
     parser.add_argument("--outputs", choices=("logits", "q_values"), default="logits", help="PyTorch: what it answers")
+    parser.add_argument("--arguments", default="{}", help="PyTorch: the factory's settings, such as {hidden: [64, 64]}")
     given = parser.parse_args(arguments)
-    options = ImportOptions(given.trust, given.weights, given.observation, given.actions, given.outputs)
+    settings = read_mapping(given.arguments, "arguments")
+    options = ImportOptions(given.trust, given.weights, given.observation, given.actions, given.outputs, settings)
     describe(import_teacher(given.source, given.out, options, kind=given.kind, overwrite=given.overwrite), given.out)
+
+
+def read_mapping(text: str, field: str) -> dict[str, Any]:
+    """A mapping written as JSON or YAML; raises UserError, which begins with `field`, for anything else."""
+    try:
+        read = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{field}: {text!r} cannot be read ({error}); write it as {{key: value}}") from error
+    if not isinstance(read, dict):
+        raise UserError(f"{field}: {text!r} is no mapping; write it as {{key: value}}")
+    return read
 
 
 def describe(model: Model, folder: Path) -> None:

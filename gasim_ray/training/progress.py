@@ -12,7 +12,7 @@ class Progress:
 
     #: Seconds trained so far, those before a resume included.
     seconds: float
-    #: Seconds after which the training stops.
+    #: Seconds after which the training stops; infinity for never.
     budget_seconds: float
     #: Environment steps of a policy, optimiser steps of a classifier.
     steps: int
