@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from gasim_ray.actors.loop import Loop, Progress
 from gasim_ray.actors.workers import LocalWorkers, WorkerLost, Workers, make_prior, make_student
 from gasim_ray.config import DistillConfig
+from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.distill import check_objective, with_source
 from gasim_ray.core.mixture import most_knowledge
 from gasim_ray.core.model import Model, save_model
@@ -53,8 +54,7 @@ def distill(
 
     Raises UserError for what the user can mend, and Interrupted after Ctrl-C.
     """
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device: {config.device} is not there (PyTorch sees no GPU); use cpu")
+    check_device_is_there(config.device)
     teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
     check_objective(teacher, config.generator, config.objective)

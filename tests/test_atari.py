@@ -27,12 +27,12 @@ from gasim_ray.core.scenes import Scenes
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import StudentSettings
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation import tasks, video
+from gasim_ray.evaluation import video
 from gasim_ray.evaluation.atari import STICKY, EvaluationGames, sticky_of, with_sticky
 from gasim_ray.evaluation.compare import chance, evaluate_run, normalised
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.environments import check_environment, environment_spec
-from gasim_ray.evaluation.episodes import STILL_STEPS, Returns, evaluate_return
+from gasim_ray.evaluation.episodes import STILL_STEPS, evaluate_return
 from gasim_ray.evaluation.intervals import mean_interval
 from gasim_ray.evaluation.table import evaluation_table
 from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask, Task
@@ -97,19 +97,6 @@ def test_a_game_is_asked_for_with_the_sticky_actions_that_its_teacher_had(traine
     with pytest.raises(UserError, match="leave --env out") as caught:
         EnvironmentTask(asked, 2).check(config, "teacher")
     assert "\n" not in str(caught.value)
-
-
-def test_a_teacher_of_sticky_actions_is_played_with_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[str]()
-
-    def played(models: Any, env_id: str, *_: Any) -> Any:
-        asked.append(env_id)
-        return {name: Returns(np.zeros(2), np.ones(2, np.int64), np.zeros(0), np.zeros(0)) for name in models}
-
-    monkeypatch.setattr(tasks, "evaluate_many", played)
-    scores, _ = EnvironmentTask(f"{PONG}?sticky=0.1", 2).measure({"teacher": policy()})
-    assert set(asked) == {PONG, f"{PONG}?sticky=0.1"}
-    assert scores["teacher"].sticky is not None
 
 
 def test_a_game_that_stands_still_has_ended() -> None:

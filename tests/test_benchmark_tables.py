@@ -39,7 +39,8 @@ def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict
 def test_a_game_s_table_shows_how_far_students_are_from_random(suite: dict[str, Any]) -> None:
     declare({**suite, "tasks": {**suite["tasks"], "later": suite["tasks"]["cartpole"]}, "methods": {"noise": [0, 1]}})
     shared = {
-        "teacher_score": 20.0, "controls": {"random": -20.0, "untrained": -21.0}, "teacher_parameters": 1000, "student_parameters": 120,
+        "teacher_score": 20.0, "controls": {"random": -20.0, "untrained": -21.0},
+        "teacher_parameters": 1000, "student_parameters": 120,
         "knowledge": "generic", "kl": 0.012345, "agreement": 0.987, "synthetic_observations": 4000,
         "environment_steps": 0,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from gasim_ray import cli
 from gasim_ray.core.model import Model, load_config
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation import tasks
-from gasim_ray.evaluation.atari import STICKY, sticky_of
+from gasim_ray.evaluation.atari import STICKY, sticky_of, with_sticky
 from gasim_ray.evaluation.datasets import find_source, load_dataset, parse_groups
 from gasim_ray.evaluation.episodes import Returns
 from gasim_ray.evaluation.modes import ModeShares, mode_shares
@@ -124,9 +124,9 @@ def test_recall_counts_the_modes_that_hold_a_fifth_of_an_even_share() -> None:
     assert ModeShares(dict(zip("abcd", np.full(4, 0.25), strict=True))).recall == 1.0
 
 
-@pytest.mark.parametrize(("asked", "played"), [(GAME, [GAME, f"{GAME}?sticky=0.25"]), (f"{GAME}?sticky=.5", None)])
-def test_states_are_from_games_with_sticky_actions(
-    asked: str, played: list[str] | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("asked", "sticky"), [(GAME, STICKY), (f"{GAME}?sticky=.5", 0.5)])
+def test_a_game_is_played_without_sticky_actions_and_with_them_and_states_are_from_those(
+    asked: str, sticky: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def play(env_id: str, keep: int) -> Returns:
         value = sticky_of(env_id)
@@ -142,8 +142,7 @@ def test_states_are_from_games_with_sticky_actions(
     monkeypatch.setattr(tasks, "evaluate_return", lambda _, env_id, *rest: play(env_id, rest[2]))
     task, models = EnvironmentTask(asked, 2), {"teacher": tiny.model(tiny.ATARI)}
     scores, states = task.measure(models)
-    sticky = sticky_of(asked) or STICKY
-    assert sorted(seen) == (played or [asked])
+    assert sorted(seen) == [GAME, with_sticky(GAME, sticky)]
     assert set(states.flat) == set(task.training_observations(models["teacher"]).flat) == {sticky}
-    assert scores["teacher"].interval.mean == sticky_of(asked)
-    assert (scores["teacher"].sticky is not None) == (played is not None)
+    score = scores["teacher"]
+    assert (score.interval.mean, score.sticky and score.sticky.mean) == (0.0, sticky)

@@ -139,7 +139,8 @@ class DatasetTask:
         shape, classes = self.dataset.spec.shape, len(self.dataset.class_names)
         if model.observation.shape != shape:
             raise UserError(
-                f"dataset: {self.name} holds images of {list(shape)}, the {who} reads {list(model.observation.shape)}"
+                f"dataset: {self.name} holds images of {list(shape)}, the {who} reads {list(model.observation.shape)}; "
+                "give the --dataset it was trained on"
             )
         (low, high), (least, most) = (
             (float(bound.min()) for bound in spec.bounds()) for spec in (self.dataset.spec, model.observation)
@@ -150,7 +151,10 @@ class DatasetTask:
                 "state the bounds and the normaliser of the images as they are stored"
             )
         if model.actions != classes:
-            raise UserError(f"dataset: {self.name} has {classes} classes, the {who} has {model.actions}")
+            raise UserError(
+                f"dataset: {self.name} has {classes} classes, the {who} has {model.actions}; give --groups if its "
+                "classes were merged, or the --dataset it was trained on"
+            )
 
     def measure(self, models: Mapping[str, Model]) -> tuple[dict[str, Score], Observations]:
         """See Task; the observations are the test images."""
