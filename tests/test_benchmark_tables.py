@@ -11,7 +11,7 @@ from small_suite import declare, started
 from benchmarks import cells, figures, tables
 from benchmarks.cells import REAL, current_results, load_suite
 from benchmarks.game_tables import game_rows
-from benchmarks.methods import method_pages
+from benchmarks.methods import entry, method_pages
 from benchmarks.tables import mode_rows
 from gasim_ray.methods import METHODS
 
@@ -116,7 +116,24 @@ def test_every_method_has_a_page_with_its_settings_and_results(monkeypatch: pyte
     assert "- images: `generator.kind` network" in dafl
     counted = [line for line in current_results("images").values() if line["method"] == "gasim"]
     on_mnist = len([line for line in counted if line["task"] == "mnist"])
-    assert (f"; mnist of {on_mnist}" in pages.partition("## gasim\n")[2]) == (on_mnist > 0)
+    gasim = pages.partition("## gasim\n")[2]
+    assert (f"- mnist of {on_mnist} [generic]\n" in gasim) == (on_mnist > 0)
+    assert "- coloured images: `generator.kind` direct" in gasim
+
+
+def test_a_page_says_how_a_score_came_about() -> None:
+    def told(suite: str, task: str, method: str, **line: Any) -> str:
+        cell = next(c for c in load_suite(suite) if (c.task, c.method) == (task, method))
+        return entry(cell, [{"knowledge": "bounds", **line}], "80.0")
+
+    width = "[bounds]; with `generator.width` 32"
+    assert told("images", "mnist", "dafl", student_score=0.9) == (
+        f"mnist 80.0 {width}; published: 98.20, difference -8.2"
+    )
+    assert told("images", "mnist-pairs", "dafl") == f"mnist-pairs 80.0 {width}"
+    uniform = "with `generator.prior` ['uniform']"
+    assert told("atari", "pong", "noise-7") == f"pong as `noise-7` 80.0 [bounds]; {uniform}"
+    assert "not the original pixels" in told("cifar-small", "cifar10-small", "gasim")
 
 
 PAIRS = {"task": "pairs", "knowledge": "bounds"}
