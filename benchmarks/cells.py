@@ -24,6 +24,9 @@ LABELS = "labels"
 #: Rows that saw data, with the names that tables give them; what follows a dash is the student's size.
 CONTROLS = {REAL: "real observations", LABELS: "trained on the data"}
 
+#: How names of tasks begin -> what has to stand beside every figure of theirs.
+REMARKS = {"cifar10": "from JPEGs of quality about 75, not the original pixels"}
+
 Kind = Literal["distill", "speed", "chaos"]
 
 
@@ -115,6 +118,11 @@ def without_off(value: Any) -> Any:
         kept = {key: without_off(inner) for key, inner in value.items()}
         return {key: inner for key, inner in kept.items() if inner and inner != "random"}
     return [without_off(inner) for inner in value] if isinstance(value, list) else value
+
+
+def remark(task: str) -> str:
+    """What has to stand beside every figure of a task; empty for most."""
+    return next((text for start, text in REMARKS.items() if task.startswith(start)), "")
 
 
 def suite_names() -> list[str]:

@@ -18,9 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from benchmarks.cells import ROOT, current_results, suite_names
+from benchmarks.cells import ROOT, current_results, remark, suite_names
 from benchmarks.sweep_tables import DIVERSITY, FRESH_SEEDS, TRIALS, diverse
-from benchmarks.tables import merged_tasks, scaled
+from benchmarks.tables import mean_shares, merged_tasks, scaled
 
 
 def main() -> int:
@@ -56,46 +56,81 @@ def draw_diversity(name: str, trials: pd.DataFrame) -> str:
 
 
 def draw_modes(task: str, lines: Sequence[dict[str, Any]]) -> str:
-    """Write the figure of a task with hidden modes: the student's accuracy on its worst one, method by method."""
-    methods = list(dict.fromkeys(line["method"] for line in lines))
-    worst = [mean(100 * line["worst_class_score"] for line in lines if line["method"] == method) for method in methods]
-    figure, axes = plt.subplots(figsize=(7, 0.9 + 0.27 * len(methods)), layout="constrained")
-    axes.barh(methods[::-1], worst[::-1])
-    axes.set(xlabel="accuracy on the worst hidden mode, %", xlim=(0, 100), title=task)
-    axes.grid(alpha=0.3, axis="x")
+    """Write the figure of a task with hidden modes, method by method: the student's accuracy on its worst one, and the
+    share of the pool in each, in percent.
+    """
+    groups = by_method(lines)
+    worst = [mean(100 * line["worst_class_score"] for line in group) for group in groups]
+    shares = pd.DataFrame([mean_shares(group) for group in groups]) * 100
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 1.1 + 0.27 * len(groups)), layout="constrained", sharey=True
+    )
+    left.barh(range(len(groups)), worst)
+    left.set(xlabel="accuracy on the worst hidden mode, %", xlim=(0, 100))
+    left.set_yticks(range(len(groups)), [named(group[0]) for group in groups])
+    left.grid(alpha=0.3, axis="x")
+    # Beyond a third of the pool all is as dark, so that shares around an even one can be told apart.
+    right.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=33)
+    for row, column in zip(*shares.notna().to_numpy().nonzero(), strict=True):
+        share = shares.iloc[row, column]
+        right.text(column, row, f"{share:.0f}", ha="center", va="center", color="white" if share > 20 else "black")
+    right.set_xticks(range(len(shares.columns)), shares.columns)
+    right.set(xlabel=f"share of the pool in each hidden mode, % (even: {100 / len(shares.columns):.0f})")
+    figure.suptitle(title(task))
     return save(figure, f"modes-{task}")
 
 
 def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
     """Write the figure of one task; returns its path."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for method in dict.fromkeys(line["method"] for line in lines):
-        seconds, scores = mean_curve([line for line in lines if line["method"] == method])
-        axes.plot(seconds, scores, marker=".", label=method)
+    figure, axes = curves()
+    for group in by_method(lines):
+        seconds, scores = mean_curve(group)
+        axes.plot(seconds, scores, marker=".", label=named(group[0]))
     axes.axhline(scaled(lines[0], lines[0]["teacher_score"]), color="black", linestyle=":", label="teacher")
-    axes.set(xlabel="seconds of distillation", ylabel=label(lines[0]), title=task)
+    axes.set(xlabel="seconds of distillation", ylabel=label(lines[0]), title=title(task))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=2)
+    figure.legend(fontsize="small", ncols=3, loc="outside lower center")
     return save(figure, f"{suite}-{task}")
 
 
 def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
     """Write how the KL of one task's students fell with what was invented, the first seed of each; returns its path."""
-    figure, axes = plt.subplots(figsize=(7, 4.8), layout="constrained")
-    for method in dict.fromkeys(line["method"] for line in lines):
-        first = next(line for line in lines if line["method"] == method)
+    figure, axes = curves()
+    for first, *_ in by_method(lines):
         _, observations, _, kl = zip(*first["growth"], strict=True)
-        axes.plot(observations, kl, marker=".", label=method)
+        axes.plot(observations, kl, marker=".", label=named(first))
     axes.set(
         xlabel="synthetic observations",
         ylabel="KL on the teacher's real states, nats",
-        title=task,
+        title=title(task),
         xscale="log",
         yscale="log",
     )
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small", ncols=3)
+    figure.legend(fontsize="small", ncols=3, loc="outside lower center")
     return save(figure, f"{suite}-{task}-growth")
+
+
+def title(task: str) -> str:
+    """A task's name, and beneath it what has to stand beside its figures."""
+    return f"{task}\n{remark(task)}".strip()
+
+
+def curves() -> tuple[Any, Any]:
+    """An empty figure and its axes, with colours for twenty methods and room for a legend below."""
+    figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
+    axes.set_prop_cycle(color=plt.colormaps["tab20"].colors)
+    return figure, axes
+
+
+def by_method(lines: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The lines of each method, in the order in which methods are first named."""
+    return [[line for line in lines if line["method"] == m] for m in dict.fromkeys(line["method"] for line in lines)]
+
+
+def named(line: dict[str, Any]) -> str:
+    """What a figure calls a line's method: with what it knows."""
+    return f"{line['method']} ({line['knowledge']})"
 
 
 def save(figure: Any, name: str) -> str:

@@ -6,9 +6,12 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import asdict
+from statistics import mean
 from typing import Any
 
-from benchmarks.cells import current_results, load_suite
+from benchmarks.cells import Cell, current_results, load_suite, remark
+from gasim_ray.config import build_config, plain
 from gasim_ray.core.mixture import PRIORS
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.evaluation.datasets import find_source
@@ -17,11 +20,18 @@ from gasim_ray.methods import METHODS, TeacherFacts, preset
 #: Suites whose results a page shows.
 SUITES = ("classic", "images", "cifar-small", "atari")
 
+#: The suite whose cells are all variants, so that a method is known by their settings.
+VARIED = "atari"
+
+#: Method and task -> accuracy in percent that the method's paper gives, at far more time on a GPU.
+PUBLISHED = {("dafl", "mnist"): "98.20", ("dfad", "mnist"): "98.3 ± 0.2"}
+
 #: Teachers for which the settings are shown.
 SHOWN = {
     "vectors": TeacherFacts(ObservationSpec((4,), "float32", "vector", (-1.0,), (1.0,)), batch_norm=False),
     "images": TeacherFacts(find_source("mnist").spec(), batch_norm=False),
     "images, teacher with batch normalisation": TeacherFacts(find_source("mnist").spec(), batch_norm=True),
+    "coloured images": TeacherFacts(find_source("cifar10").spec(), batch_norm=False),
     "coloured images, teacher with batch normalisation": TeacherFacts(find_source("cifar10").spec(), batch_norm=True),
     "a game's frames": TeacherFacts(
         ObservationSpec((4, 84, 84), "uint8", "CHW", (0.0,), (255.0,), stack=4, skip=4), batch_norm=False
@@ -67,10 +77,35 @@ def settings(name: str) -> str:
 def measured(
     name: str, recorded: dict[str, list[dict[str, Any]]], spread: Callable[[list[dict[str, Any]]], str]
 ) -> str:
-    """The method's recorded scores, task by task."""
+    """The method's recorded scores: one line a task, where all are variants one a task and variant."""
     found = []
     for suite, results in recorded.items():
-        for task in dict.fromkeys(cell.task for cell in load_suite(suite) if not cell.control):
-            lines = [line for line in results if (line["task"], line["method"]) == (task, name)]
-            found += [f"{task} {spread(lines)}"] if lines else []
-    return f"Measured: {'; '.join(found) or 'nothing yet'}."
+        own = [cell for cell in load_suite(suite) if not cell.control and cell.tree["method"] == name]
+        for (task, method), cell in {(c.task, c.method): c for c in own if suite == VARIED or c.method == name}.items():
+            lines = [line for line in results if (line["task"], line["method"]) == (task, method)]
+            found += [f"- {entry(cell, lines, spread(lines))}"] if lines else []
+    return "Measured:\n\n" + "\n".join(found) if found else "Measured: nothing yet."
+
+
+def entry(cell: Cell, lines: list[dict[str, Any]], scores: str) -> str:
+    """One of the method's scores, and what has to stand beside it."""
+    method, task = cell.tree["method"], cell.task
+    words = [f"{task}{'' if cell.method == method else f' as `{cell.method}`'} {scores} [{lines[0]['knowledge']}]"]
+    words += [f"with {', '.join(changed)}"] if (changed := own_settings(cell)) else []
+    words += [remark(task)] if remark(task) else []
+    if published := PUBLISHED.get((method, task)):
+        difference = 100 * mean(line["student_score"] for line in lines) - float(published.split()[0])
+        words.append(f"published: {published}, difference {difference:+.1f}")
+    return "; ".join(words)
+
+
+def own_settings(cell: Cell) -> list[str]:
+    """Settings of a cell that are not those of its method, besides the student's architecture and the budget."""
+    usual = plain(asdict(build_config({"teacher": str(cell.teacher), "method": cell.tree["method"]})))
+    sections = {name: values for name, values in cell.tree.items() if isinstance(values, dict) and name != "budget"}
+    return [
+        f"`{section}.{key}` {value}"
+        for section, values in sections.items()
+        for key, value in values.items()
+        if key != "architecture" and usual[section][key] != value
+    ]

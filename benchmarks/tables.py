@@ -104,19 +104,32 @@ def merged_tasks(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def mode_rows(lines: list[dict[str, Any]]) -> list[str]:
-    """One row a task and method: the student's accuracy on its worst hidden mode, and how many modes the pool holds."""
-    rows = ["| task | method | accuracy on the worst hidden mode | mode recall |", "| --- | --- | --- | --- |"]
+    """One row a task and method: accuracy on the worst hidden mode, and how the pool is spread over all of them."""
+    head = (
+        "task", "method", "knowledge", "accuracy on the worst hidden mode", "mode recall", "smallest share",
+        "largest share",
+    )  # fmt: skip
+    rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for task in merged_tasks(lines):
         found = [line for line in lines if line["task"] == task]
         for method in dict.fromkeys(line["method"] for line in found):
             own = [line for line in found if line["method"] == method]
             worst = [100 * line["worst_class_score"] for line in own]
             deviation = f" ± {stdev(worst):.1f}" if len(worst) > 1 else ""
-            recalls = [100 * line["mode_recall"] for line in own if "mode_recall" in line]
-            recall = f"{mean(recalls):.0f} %" if recalls else ""
-            name = CONTROLS.get(method, f"`{method}`")
-            rows.append(f"| {task} | {name} | {mean(worst):.1f}{deviation} ({len(worst)}) | {recall} |")
+            name, shares = CONTROLS.get(method, f"`{method}`"), mean_shares(own)
+            spread_over = [""] * 3
+            if shares:
+                recall = mean(line["mode_recall"] for line in own)
+                spread_over = [f"{100 * recall:.0f} %", *(f"{100 * f(shares.values()):.1f} %" for f in (min, max))]
+            told = f"{mean(worst):.1f}{deviation} ({len(worst)})"
+            rows.append("| " + " | ".join([task, name, own[0]["knowledge"], told, *spread_over]) + " |")
     return rows
+
+
+def mean_shares(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Hidden mode -> its share of the pool, the mean over seeds; empty for a control, which has no pool."""
+    shares = [line["mode_shares"] for line in lines if "mode_shares" in line]
+    return {mode: mean(each[mode] for each in shares) for mode in shares[0]} if shares else {}
 
 
 def scaled(line: dict[str, Any], value: float) -> float:

@@ -264,9 +264,11 @@ def _finish(
 
 
 def knowledge_level(config: DistillConfig) -> Knowledge:
-    """What the run knows beyond bounds and weights: the most that its priors, blur or shifted views assume."""
+    """What the run knows beyond bounds and weights: the most that its priors, blur, shifted views or terms assume."""
     level = most_knowledge(config.generator.prior)
-    assumes_pictures = config.generator.blur > 0 or config.generator.views > 1
+    generator, objective = config.generator, config.objective
+    assumes_views = generator.views > 1 or objective.contrastive > 0
+    assumes_pictures = assumes_views or generator.blur > 0 or objective.total_variation > 0
     return "generic" if level == "bounds" and assumes_pictures else level
 
 

@@ -11,7 +11,7 @@ from small_suite import declare, started
 from benchmarks import cells, figures, tables
 from benchmarks.cells import REAL, current_results, load_suite
 from benchmarks.game_tables import game_rows
-from benchmarks.methods import method_pages
+from benchmarks.methods import entry, method_pages
 from benchmarks.tables import mode_rows
 from gasim_ray.methods import METHODS
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any]) -> None:
-    line = {"method": "noise", "metric": "accuracy", "teacher_score": 0.9, "wall_seconds": 3.0}
+    line = {"method": "noise", "knowledge": "bounds", "metric": "accuracy", "teacher_score": 0.9, "wall_seconds": 3.0}
     first = {**line, "curve": [[1.0, 0.2], [2.0, 0.4]], "student_score": 0.5}
     second = {**line, "curve": [[1.2, 0.4], [2.2, 0.6]], "student_score": 0.7}
     seconds, scores = figures.mean_curve([first, second])
@@ -29,8 +29,8 @@ def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any]) -> None:
 
 
 def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict[str, Any]) -> None:
-    first = {"method": "noise", "growth": [[1.0, 100.0, 0.5, 0.2], [2.0, 200.0, 0.6, 0.1]]}
-    second = {"method": "gasim", "growth": [[1.0, 150.0, 0.5, 0.02]]}
+    first = {"method": "noise", "knowledge": "bounds", "growth": [[1.0, 100.0, 0.5, 0.2], [2.0, 200.0, 0.6, 0.1]]}
+    second = {"method": "gasim", "knowledge": "generic", "growth": [[1.0, 150.0, 0.5, 0.02]]}
     path = cells.ROOT.parent / figures.draw_growth("small", "cartpole", [first, second, {"method": "noise"}])
     assert path.name == "small-cartpole-growth.png"
     assert path.stat().st_size > 1000
@@ -118,21 +118,45 @@ def test_every_method_has_a_page_with_its_settings_and_results(monkeypatch: pyte
     assert "- images: `generator.kind` network" in dafl
     counted = [line for line in current_results("images").values() if line["method"] == "gasim"]
     on_mnist = len([line for line in counted if line["task"] == "mnist"])
-    assert (f"; mnist of {on_mnist}" in pages.partition("## gasim\n")[2]) == (on_mnist > 0)
+    gasim = pages.partition("## gasim\n")[2]
+    assert (f"- mnist of {on_mnist} [generic]\n" in gasim) == (on_mnist > 0)
+    assert "- coloured images: `generator.kind` direct" in gasim
+
+
+def test_a_page_says_how_a_score_came_about() -> None:
+    def told(suite: str, task: str, method: str, **line: Any) -> str:
+        cell = next(c for c in load_suite(suite) if (c.task, c.method) == (task, method))
+        return entry(cell, [{"knowledge": "bounds", **line}], "80.0")
+
+    width = "[bounds]; with `generator.width` 32"
+    assert told("images", "mnist", "dafl", student_score=0.9) == (
+        f"mnist 80.0 {width}; published: 98.20, difference -8.2"
+    )
+    assert told("images", "mnist-pairs", "dafl") == f"mnist-pairs 80.0 {width}"
+    uniform = "with `generator.prior` ['uniform']"
+    assert told("atari", "pong", "noise-7") == f"pong as `noise-7` 80.0 [bounds]; {uniform}"
+    assert "not the original pixels" in told("cifar-small", "cifar10-small", "gasim")
+
+
+PAIRS = {"task": "pairs", "knowledge": "bounds"}
+MODE_LINES = [
+    {**PAIRS, "method": "gas", "worst_class_score": 0.5, "mode_shares": {"0": 0.9, "1": 0.1}, "mode_recall": 1.0},
+    {**PAIRS, "method": "gas", "worst_class_score": 0.7, "mode_shares": {"0": 0.95, "1": 0.05}, "mode_recall": 0.5},
+    {"task": "pairs", "knowledge": "data", "method": REAL, "worst_class_score": 0.99},
+]
 
 
 def test_hidden_modes_have_a_row_for_each_method_of_a_merged_task() -> None:
-    shared = {"task": "pairs", "mode_shares": {"0": 1.0}, "mode_recall": 0.9}
-    lines = [
-        {**shared, "method": "gas", "worst_class_score": 0.5},
-        {**shared, "method": "gas", "worst_class_score": 0.7},
-        {"task": "pairs", "method": REAL, "worst_class_score": 0.99},
-        {"task": "plain", "method": "gas", "worst_class_score": 0.1},
+    plain = {"task": "plain", "knowledge": "bounds", "method": "gas", "worst_class_score": 0.1}
+    assert mode_rows([*MODE_LINES, plain])[2:] == [
+        "| pairs | `gas` | bounds | 60.0 ± 14.1 (2) | 75 % | 7.5 % | 92.5 % |",
+        "| pairs | real observations | data | 99.0 (1) |  |  |  |",
     ]
-    assert mode_rows(lines)[2:] == [
-        "| pairs | `gas` | 60.0 ± 14.1 (2) | 90 % |",
-        "| pairs | real observations | 99.0 (1) |  |",
-    ]
+
+
+def test_a_figure_shows_the_pool_s_spread_over_hidden_modes(suite: dict[str, Any]) -> None:
+    assert figures.named(MODE_LINES[0]) == "gas (bounds)"
+    assert (cells.ROOT.parent / figures.draw_modes("pairs", MODE_LINES)).stat().st_size > 1000
 
 
 def test_the_newest_line_of_a_cell_counts(suite: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from small_suite import ARCHITECTURE, declare, started
 from benchmarks import cells, pack, run, speed, tables
 from benchmarks.cells import LABELS, REAL, append_result, current_results, load_suite, read_results, suite_names
 from benchmarks.speed import SIDES
-from gasim_ray.config import merged
+from gasim_ray.config import merged, parse_config
 from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
 from gasim_ray.tasks import TASKS
@@ -43,6 +43,12 @@ def test_each_declared_suite_can_be_read(name: str, monkeypatch: pytest.MonkeyPa
     for folder, episodes in {(cell.config.teacher, cell.episodes) for cell in made if cell.kind == "distill"}:
         source = json.loads((REPOSITORY / folder / "config.json").read_text())["source"]
         assert "dataset" in source or episodes >= 2
+
+
+def test_the_configuration_of_a_game_from_scratch_is_that_of_the_recorded_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    cell = next(cell for cell in load_suite("atari") if cell.name == "pong-scenes-scratch-0")
+    assert parse_config([], "docs/game-from-scratch.yaml") == cell.config
 
 
 def test_cells_are_every_task_method_and_seed(suite: dict[str, Any]) -> None:

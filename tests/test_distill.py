@@ -24,6 +24,7 @@ from gasim_ray import cli
 from gasim_ray.config import build_config
 from gasim_ray.core.model import load_model
 from gasim_ray.methods import METHODS
+from gasim_ray.run import knowledge_level
 from gasim_ray.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
@@ -93,6 +94,23 @@ def test_every_method_distils_every_kind_of_teacher(
     assert 0 <= loss < 100
     assert load_model(run / "student").config.actions == load_model(teacher).config.actions
     assert json.loads((run / "summary.json").read_text())["knowledge"] in ("bounds", "generic")
+
+
+@pytest.mark.parametrize(
+    ("given", "level"),
+    [
+        ({"method": "dafl"}, "bounds"),
+        ({"method": "dafl", "generator": {"blur": 1.0}}, "generic"),
+        ({"method": "dafl", "generator": {"views": 2}}, "generic"),
+        ({"method": "dafl", "objective": {"total_variation": 0.1}}, "generic"),
+        ({"method": "dafl", "objective": {"contrastive": 0.8}}, "generic"),
+        ({"method": "deepinversion"}, "generic"),
+        ({"method": "cmi"}, "generic"),
+        ({"method": "dafl", "generator": {"prior": ["rally"], "views": 2}}, "domain"),
+    ],
+)
+def test_what_pictures_are_assumed_to_have_is_knowledge(given: dict[str, Any], level: str, image_teacher: Path) -> None:
+    assert knowledge_level(build_config({"teacher": str(image_teacher), **given})) == level
 
 
 def test_a_run_is_repeated_from_its_own_configuration(

@@ -1,7 +1,8 @@
-"""gasim: our own. GAS with direct generators that start from what the teacher's weights tell of its data.
+"""gasim: our own. GAS with direct generators that start from a prior of what the teacher reads.
 
-Vectors start from the teacher's geometry (core.geometry) at many scales. Images start from lines, shapes and leaves
-amid an empty ground, of which are taken those that the teacher answers most decidedly, as many for each class; an order
+Vectors start from what the teacher's weights tell of its data, its geometry (core.geometry) at many scales. Images and
+games start from drawings, which are knowledge of pictures (`generic`). Images start from lines, shapes and leaves amid
+an empty ground, of which are taken those that the teacher answers most decidedly, as many for each class; an order
 keeps them and moves copies a few steps towards a class drawn at random, past what lies between two classes, and to
 where teacher and student disagree. In colours they start from textured leaves that fill the frame and are moved
 further, to the teacher's batch-norm statistics too. A game's frames start from scenes in motion and stay as they are.
