@@ -22,6 +22,9 @@ from benchmarks.cells import ROOT, current_results, remark, suite_names
 from benchmarks.sweep_tables import DIVERSITY, FRESH_SEEDS, TRIALS, diverse
 from benchmarks.tables import mean_shares, merged_tasks, scaled
 
+#: Of twenty methods.
+COLOURS = plt.colormaps["tab20"].colors
+
 
 def main() -> int:
     """Draw every figure for which there are curves."""
@@ -94,20 +97,24 @@ def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
 
 
 def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
-    """Write how the KL of one task's students fell with what was invented, the first seed of each; returns its path."""
-    figure, axes = curves()
+    """Write how one task's students came nearer to their teacher with what was invented, the first seed of each.
+
+    Returns the figure's path.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
+    left, right = panels
+    for axes in panels:
+        axes.set_prop_cycle(color=COLOURS)
+        axes.set(xlabel="synthetic observations", xscale="log")
+        axes.grid(alpha=0.3, which="both")
     for first, *_ in by_method(lines):
-        _, observations, _, kl = zip(*first["growth"], strict=True)
-        axes.plot(observations, kl, marker=".", label=named(first))
-    axes.set(
-        xlabel="synthetic observations",
-        ylabel="KL on the teacher's real states, nats",
-        title=title(task),
-        xscale="log",
-        yscale="log",
-    )
-    axes.grid(alpha=0.3, which="both")
-    figure.legend(fontsize="small", ncols=3, loc="outside lower center")
+        _, observations, agreement, kl = zip(*first["growth"], strict=True)
+        left.plot(observations, kl, marker=".", label=named(first))
+        right.plot(observations, [100 * share for share in agreement], marker=".")
+    left.set(ylabel="KL on the teacher's real states, nats", yscale="log")
+    right.set(ylabel="agreement there, %")
+    figure.suptitle(title(task))
+    figure.legend(fontsize="small", ncols=4, loc="outside lower center")
     return save(figure, f"{suite}-{task}-growth")
 
 
@@ -119,7 +126,7 @@ def title(task: str) -> str:
 def curves() -> tuple[Any, Any]:
     """An empty figure and its axes, with colours for twenty methods and room for a legend below."""
     figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
-    axes.set_prop_cycle(color=plt.colormaps["tab20"].colors)
+    axes.set_prop_cycle(color=COLOURS)
     return figure, axes
 
 

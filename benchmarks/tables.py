@@ -208,6 +208,7 @@ ROWS: dict[str, Callable[[list[Cell], dict[str, dict[str, Any]]], list[str]]] = 
     "speed": speed_rows,
     "chaos": chaos_rows,
     "atari": game_rows,
+    "atari-gpu": game_rows,
 }
 
 
