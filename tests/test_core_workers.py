@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+from gasim_ray.actors.workers import LocalWorkers
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
 from gasim_ray.core.contrast import REMEMBERED, Contrast
@@ -23,6 +26,7 @@ from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, PoolSettings, StudentSettings
 from gasim_ray.core.synthesizer import Synthesizer, wanted_actions
 from gasim_ray.errors import UserError
+from gasim_ray.teachers import load_teacher
 
 STUDENT = StudentSettings(architecture=tiny.SMALL_NETWORK, batch_size=32, steps=2)
 
@@ -299,3 +303,19 @@ def test_frames_are_made_and_labelled(prior: str) -> None:
     weights = StudentWeights(0, {name: tensor.numpy() for name, tensor in student.network.state_dict().items()})
     info, batch = worker.synthesize(0, weights)
     assert (batch.observations.shape, batch.teacher_answers.shape, info.count) == ((20, 84, 84, 4), (20, 6), 20)
+
+
+def test_each_actor_may_draw_from_a_prior_of_its_own(vector_teacher: Path) -> None:
+    generator = GeneratorSettings(prior=("uniform", "gaussian"), families=True, actors=3, steps=0)
+    student = StudentSettings(architecture=tiny.SMALL_NETWORK)
+    config = DistillConfig(str(vector_teacher), student=student, generator=generator, local=True)
+    teacher = load_teacher(vector_teacher)
+
+    def families(config: DistillConfig) -> list[list[str]]:
+        workers = LocalWorkers(teacher, config)
+        return [[type(p).__name__ for p in s.slots[0].generator.prior.priors] for s in workers.synthesizers]
+
+    assert families(config) == [["Uniform"], ["Gaussian"], ["Uniform"]]
+    assert families(replace(config, generator=replace(generator, families=False))) == [["Uniform", "Gaussian"]] * 3
+    with pytest.raises(UserError, match=r"^generator\.families: 1 actors for 2 priors; give as many generator\.actors"):
+        GeneratorSettings(prior=("uniform", "gaussian"), families=True, actors=1)

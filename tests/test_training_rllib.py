@@ -48,6 +48,8 @@ def test_a_training_leaves_a_teacher(tmp_path: Path, algo: str) -> None:
     assert source["training"]["recipe"]["gamma"] == recipe_for(algo, "CartPole-v1").gamma
     assert math.isfinite(source["mean_return"])
     assert source["wall_seconds"] > 0
+    # Of two actions, and what DQN has learned is no policy.
+    assert source["entropy"] is None if algo == "dqn" else 0 < source["entropy"] <= math.log(2)
     assert [r.steps for r in reports] == sorted(r.steps for r in reports)
     # The goal was not reached, so the training can go on; other settings may not.
     with pytest.raises(UserError, match="exists; --resume"):

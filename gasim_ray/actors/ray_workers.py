@@ -52,9 +52,8 @@ class GeneratorActor:
         log.warning("%s: begins on %s", self.name, ray.util.get_node_ip_address())
         use_threads(config.generator.cpus)
         device = "cuda" if config.generator.gpus > 0 else "cpu"
-        self.synthesizer: Synthesizer = make_synthesizer(
-            teacher, config, actor, device, make_prior(teacher, config, device)
-        )
+        prior = make_prior(teacher, config, device)
+        self.synthesizer: Synthesizer = make_synthesizer(teacher, config, actor, device, prior)
 
     def __repr__(self) -> str:
         """What Ray's log lines of the actor begin with."""

@@ -157,12 +157,14 @@ def first_batches(student: Model, teacher: Model, prior: Prior | None, config: D
     return torch.cat(made)
 
 
-def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | None:
-    """What the configured generators start from; None for networks that start from their latent vector alone."""
+def make_prior(teacher: Model, config: DistillConfig, device: str, actor: int | None = None) -> Prior | None:
+    """What the configured generators start from, or one actor's; None for those that have a latent vector alone."""
     if not config.generator.prior:
         return None
-    settings = config.generator
-    prior: Prior = Mixture(settings.prior, teacher, device, config.scenes, config.worlds)
+    settings, names = config.generator, config.generator.prior
+    if settings.families and actor is not None:
+        names = (names[actor % len(names)],)
+    prior: Prior = Mixture(names, teacher, device, config.scenes, config.worlds)
     if settings.candidates:
         prior = Chosen(prior, teacher, settings.candidates)
     return Contrasted(prior, teacher, settings.contrast) if settings.contrast else prior
@@ -171,10 +173,11 @@ def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | No
 def make_synthesizer(
     teacher: Model, config: DistillConfig, actor: int, device: str, prior: Prior | None
 ) -> Synthesizer:
-    """The plain generator worker of one actor."""
+    """The plain generator worker of one actor; `prior` is that of all of them, of which it may have a part."""
     # Its normaliser has to be the learner's, whose samples are drawn on the CPU.
     student = make_student(teacher, config, prior if device == "cpu" else make_prior(teacher, config, "cpu"))
-    return Synthesizer(teacher, student, prior, config, actor, device)
+    own = make_prior(teacher, config, device, actor) if config.generator.families else prior
+    return Synthesizer(teacher, student, own, config, actor, device)
 
 
 def make_learner(teacher: Model, config: DistillConfig, device: str, prior: Prior | None) -> Learner:

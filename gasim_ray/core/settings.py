@@ -103,6 +103,9 @@ class GeneratorSettings:
     prior: tuple[str, ...] = ("uniform",)
     """Distributions that observations start from, in equal shares; a network may have none."""
 
+    families: bool = False
+    """Let each actor draw from one of the priors alone, in turn, instead of from all of them."""
+
     candidates: int = 0
     """Samples of the prior for each that is used: those are, which the teacher answers most decidedly, as many for
     each action; 0 takes them as they come."""
@@ -204,6 +207,9 @@ class GeneratorSettings:
             raise UserError("generator.prior: empty; a direct generator starts from at least one distribution")
         if self.kind != "direct" and self.disputed:
             raise UserError(f"generator.disputed: only a direct generator has candidates, not {self.kind}; set it to 0")
+        if self.families and self.actors < len(self.prior):
+            few = f"{self.actors} actors for {len(self.prior)} priors"
+            raise UserError(f"generator.families: {few}; give as many generator.actors, or leave it out")
         wanted = MADE_OF.get(self.kind)
         for name in ("candidates", "contrast", "keep_start", "adam", "blur"):
             if wanted and getattr(self, name):

@@ -99,6 +99,7 @@ def distil_control(config: DistillConfig, teacher: Model, real: Observations | N
         config.generator,
         kind="direct",
         prior=("uniform",),
+        families=False,
         candidates=0,
         disputed=0,
         steps=0,

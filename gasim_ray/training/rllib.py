@@ -138,6 +138,8 @@ class _State:
     best: float | None = None
     score: float | None = None
     reached: bool = False
+    #: Mean entropy, in nats, of the policy while it explores; of PPO and APPO.
+    entropy: float | None = None
 
 
 def train_policy(
@@ -250,6 +252,8 @@ class _Training:
             self.state.steps = int(sampled.get("num_env_steps_sampled_lifetime", self.state.steps))
             returned = sampled.get("episode_return_mean")
             self.state.score = None if returned is None or np.isnan(returned) else float(returned)
+            learned = result.get("learners", {}).get(DEFAULT_MODULE_ID, {})
+            self.state.entropy = float(learned["entropy"]) if "entropy" in learned else self.state.entropy
             if now >= self.next_evaluation:
                 self._evaluate()
                 took = time.monotonic() - now
@@ -333,6 +337,7 @@ class _Training:
             "mean_return": round(float(returns.mean()), 3),
             "std_return": round(float(returns.std()), 3),
             "episodes": len(returns),
+            "entropy": self.state.entropy and round(self.state.entropy, 4),
             "training": training,
             "versions": {"ray": ray.__version__},
         }
