@@ -28,8 +28,9 @@ REPOSITORY = Path(__file__).parents[1]
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
-# Networks are so small here that threads only wait for each other.
+# Networks are so small here that threads only wait for each other; those of commands do so without taking a core.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile("gasim", deadline=None)
 settings.load_profile("gasim")
