@@ -12,7 +12,7 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.tables --check
-	$(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations 20
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 format: .venv/installed
 	$(BIN)/ruff format .

@@ -114,5 +114,5 @@ def describe(model: Model, folder: Path) -> None:
     }
     console = Console(highlight=False, markup=False)
     for name, value in facts.items():
-        console.print(f"  {name}: {value}")
-    console.print(f"teacher: {folder}")
+        console.print(f"  {name}: {value}", soft_wrap=True)
+    console.print(f"teacher: {folder}", soft_wrap=True)
