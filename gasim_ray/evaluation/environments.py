@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from gasim_ray.core.model import ModelConfig
 from gasim_ray.core.observation import Layout, ObservationSpec
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation.atari import SKIP, STACK, EvaluationGames, is_atari, rom_of
+from gasim_ray.evaluation.atari import SKIP, STACK, EvaluationGames, is_atari
 
 #: Some environments state a bound that is the largest float instead of infinity: none at all, in effect.
 _EFFECTIVELY_INFINITE = 1e30
@@ -135,8 +135,12 @@ def check_environment(env_id: str, model: ModelConfig, who: str) -> None:
     if actions != model.actions:
         raise UserError(f"env: {env_id} has {actions} actions, the {who} has {model.actions}")
     trained_on = str(model.source.get("environment", ""))
-    if is_atari(env_id) and is_atari(trained_on) and rom_of(env_id) != rom_of(trained_on):
+    if is_atari(env_id) and is_atari(trained_on) and _game(env_id) != _game(trained_on):
         raise UserError(f"env: the {who} was trained on {trained_on}, not on {env_id}; give that, or another {who}")
+
+
+def _game(env_id: str) -> str:
+    return _name_and_version(env_id.partition("?")[0])[0]
 
 
 def frame_shape(spec: ObservationSpec) -> tuple[int, ...]:
