@@ -1,13 +1,14 @@
 """Plays episodes greedily and gives their returns and the states they went through.
 
 Each episode has a seed of its own, made from the run's seed and the episode's number, and every episode that is started
-is played to its end and counted; where a game shows the same picture for a minute, since its greedy player waits for
-what never comes, that is its end. So returns do not depend on how many environments run side by side or on how the
+is played to its end and counted; where a game shows the same few pictures for a minute, since its greedy player waits
+for what never comes, that is its end. So returns do not depend on how many environments run side by side or on how the
 episodes are spread over actors, short episodes are not favoured, and two models meet the same initial states.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,9 +26,9 @@ from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.environments import channel_axis, check_environment, frame_shape, make_environments
 from gasim_ray.evaluation.latency import random_observations
 
-#: Steps in which nothing changes, after which a game has ended: a minute. A greedy policy would go on doing the same
-#: until the half hour is over that a game may take; one that never serves in Breakout does.
-STILL_STEPS = 900
+#: A game has ended if the latest so many steps, a minute, showed less than so many different pictures. A greedy policy
+#: would go on for the half hour that a game may take: in Breakout one that never serves moves nothing but its paddle.
+STILL_STEPS, STILL_PICTURES = 900, 90
 
 #: (N, *spec.shape) in the spec's dtype.
 Observations = npt.NDArray[Any]
@@ -118,8 +119,8 @@ class _Play:
         self.playing = np.full(slots, -1)
         self.keys: list[np.random.Generator] = [np.random.default_rng(0)] * slots
         self.stacks = np.zeros((slots, *self.spec.shape), self.spec.numpy_dtype())
-        #: Steps for which each slot has shown the same.
-        self.still = np.zeros(slots, np.int64)
+        #: Hashes of the latest pictures of each slot; of Atari's games alone, since others may mean to stand still.
+        self.shown: list[deque[int]] = [deque(maxlen=STILL_STEPS) for _ in range(slots)]
         self.sample = StateSample(keep)
         self.returns = np.zeros(len(self.episodes))
         self.lengths = np.zeros(len(self.episodes), np.int64)
@@ -141,9 +142,8 @@ class _Play:
             frames, rewards, terminated, truncated, _ = self.environments.step(self._actions())
             self.returns[self.playing[active]] += rewards[active]
             self.lengths[self.playing[active]] += 1
-            before = self.stacks.copy()
             self._see(frames, ~(terminated | truncated))
-            ended = terminated | truncated | self._stands_still(before)
+            ended = terminated | truncated | self._stands_still()
             if ended.any():
                 self._start(ended, first=False)
 
@@ -157,7 +157,8 @@ class _Play:
                 seeds[slot] = int(source.generate_state(1)[0])
                 self.keys[slot] = np.random.default_rng(source.spawn(1)[0])
         frames, _ = self.environments.reset(seed=seeds, options=None if first else {"reset_mask": free})
-        self.still[free] = 0
+        for slot in np.flatnonzero(free):
+            self.shown[slot].clear()
         self.stacks[free] = 0  # RLlib and Stable-Baselines3 both fill the frames before the first with zeros
         self._see(frames, free)
 
@@ -172,12 +173,12 @@ class _Play:
         older = np.split(self.stacks[slots], [new.shape[axis]], axis)[1]
         self.stacks[slots] = np.concatenate([older, new], axis)
 
-    def _stands_still(self, before: Observations) -> npt.NDArray[np.bool_]:
-        """Which slots have shown the same picture for STILL_STEPS; Atari's games alone, since others may mean to."""
+    def _stands_still(self) -> npt.NDArray[np.bool_]:
+        """Which slots have shown the same few pictures all along."""
         if is_atari(self.env_id):
-            same = (self.stacks == before).reshape(len(before), -1).all(1)
-            self.still = np.where(same, self.still + 1, 0)
-        return self.still >= STILL_STEPS
+            for shown, stack in zip(self.shown, self.stacks, strict=True):
+                shown.append(hash(stack[-1].tobytes()))
+        return np.array([len(s) == STILL_STEPS and len(set(s)) < STILL_PICTURES for s in self.shown])
 
     def _actions(self) -> npt.NDArray[np.int64]:
         with torch.inference_mode():
