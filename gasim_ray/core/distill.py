@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gasim_ray.core import objectives
 from gasim_ray.core.generator import Following
-from gasim_ray.core.model import Model, ModelConfig, check_answers
+from gasim_ray.core.model import Model, ModelConfig, check_network
 from gasim_ray.core.moments import moments
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import policy_logits
@@ -40,7 +40,7 @@ def new_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = Model(config)
-    check_answers(student, "student.architecture")
+    check_network(student, "student.architecture")
     return student.train()
 
 

@@ -198,7 +198,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: Path | 
     network.load_state_dict({name: t.to(expected[name].dtype) for name, t in weights.items()})
 
 
-def check_answers(model: Model, field: str) -> None:
+def check_network(model: Model, field: str) -> None:
     """Try the network on two observations of zeros, in evaluation mode, where it leaves the model.
 
     Raises UserError, which begins with `field`, if it fails or answers for another number of actions.

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from gasim_ray.core.geometry import Geometry
-from gasim_ray.core.model import Model, check_answers, check_finite, load_model, save_model
+from gasim_ray.core.model import Model, check_finite, check_network, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import q_value_scale
 from gasim_ray.core.prior import Prior, Uniform
@@ -117,7 +117,7 @@ def load_teacher(folder: str | Path) -> Model:
 
 
 def _tried(model: Model, who: str) -> Model:
-    check_answers(model, who)
+    check_network(model, who)
     with torch.inference_mode():
         check_finite(model(uniform_observations(model.config.observation, TRIAL_OBSERVATIONS)), who)
     return model

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.distill import shifted
-from gasim_ray.core.model import Model, ModelConfig, check_answers, load_model, save_model
+from gasim_ray.core.model import Model, ModelConfig, check_network, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.datasets import Dataset, load_dataset
 from gasim_ray.teachers.folder import replaced_folder, surviving_folder
@@ -128,7 +128,7 @@ class _Training:
             torch.manual_seed(settings.seed)
             architecture = {"name": settings.model, **settings.arguments}
             self.model = Model(ModelConfig(architecture, data.spec, len(data.class_names), "logits"))
-        check_answers(self.model, "model")
+        check_network(self.model, "model")
         self.device = torch.device(settings.device)
         self.model.to(self.device)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
