@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from benchmarks.cells import ROOT, current_results, remark, suite_names
+from benchmarks.cells import CONTROLS, ROOT, current_results, remark, suite_names
 from benchmarks.sweep_tables import DIVERSITY, FRESH_SEEDS, TRIALS, diverse
 from benchmarks.tables import mean_shares, merged_tasks, scaled
 
@@ -29,8 +29,8 @@ COLOURS = plt.colormaps["tab20"].colors
 def main() -> int:
     """Draw every figure for which there are curves."""
     for suite in suite_names():
-        lines = [line for line in current_results(suite).values() if line.get("curve")]
-        for task in dict.fromkeys(line["task"] for line in lines):
+        lines = list(current_results(suite).values())
+        for task in dict.fromkeys(line["task"] for line in lines if line.get("curve")):
             print(draw(suite, task, [line for line in lines if line["task"] == task]))
         grown = [line for line in current_results(suite).values() if line.get("growth")]
         for task in dict.fromkeys(line["task"] for line in grown):
@@ -84,11 +84,15 @@ def draw_modes(task: str, lines: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
-    """Write the figure of one task; returns its path."""
+    """Write the figure of one task, in which what has no curve is a level; returns its path."""
     figure, axes = curves()
-    for group in by_method(lines):
+    for group in by_method([line for line in lines if line.get("curve")]):
         seconds, scores = mean_curve(group)
         axes.plot(seconds, scores, marker=".", label=named(group[0]))
+    for (control, name), dashes in zip(CONTROLS.items(), ("--", "-."), strict=True):
+        levels = [scaled(line, line["student_score"]) for line in lines if line["method"] == control]
+        if levels:
+            axes.axhline(mean(levels), color="grey", linestyle=dashes, label=name)
     axes.axhline(scaled(lines[0], lines[0]["teacher_score"]), color="black", linestyle=":", label="teacher")
     axes.set(xlabel="seconds of distillation", ylabel=label(lines[0]), title=title(task))
     axes.grid(alpha=0.3)

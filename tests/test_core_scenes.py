@@ -10,9 +10,10 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from gasim_ray.core.generator import DirectGenerator
+from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.scenes import CHUNK, Scenes, SceneSettings
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings
@@ -72,6 +73,43 @@ def test_each_scene_may_have_a_contrast_of_its_own() -> None:
     assert 0.1 * alike < median_contrast(contrast=0.5, faintest=0.02) < 0.5 * alike
 
 
+def test_each_scene_may_have_a_largest_size_of_its_own() -> None:
+    def heights(**sizes: float) -> torch.Tensor:
+        settings = replace(BARE, static=4, smallest=2.0, largest=64.0, **sizes)
+        things = Scenes(tiny.model(FRAMES), "cpu", settings).things(2000, rng("cpu", 0))
+        return things.size[..., 0].amax(1)
+
+    alike, each = heights(), heights(finest=2.0)
+    assert float(each.max()) <= 64
+    assert float((alike <= 4).float().mean()) < 0.02
+    assert 0.1 < float((each <= 4).float().mean()) < 0.5
+
+
+@torch.no_grad()
+def sees_edges_at(dark: bool) -> Model:
+    """A teacher whose answer depends on edges, and only while the ground is dark, or only while it is bright."""
+    architecture = {"name": "cnn", "filters": [[1, 8, 8]], "hidden": [], "activation": "relu"}
+    teacher = Model(ModelConfig(architecture, FRAMES, 2, "logits"))
+    convolution, head = (m for m in teacher.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+    edge = torch.ones(8).index_fill(0, torch.arange(4), -1.0)
+    convolution.weight.copy_((edge + (-0.3 if dark else 0.3)).expand(convolution.weight.shape) / 32)
+    convolution.bias.fill_(0.0 if dark else -2.0)
+    head.weight.copy_(torch.tensor([[1.0], [0.0]]).expand(head.weight.shape))
+    return teacher.frozen()
+
+
+@pytest.mark.parametrize("dark", [True, False])
+def test_the_teacher_tells_the_level_of_the_ground(dark: bool) -> None:
+    settings = SceneSettings(telling=True, contrast=0.3, noise=0.0)
+    scenes = Scenes(sees_edges_at(dark), "cpu", settings)
+    levels = scenes.things(500, rng("cpu", 0)).ground
+    assert levels.shape == (500, 1)
+    assert float((levels - (0.0 if dark else 1.0)).abs().mean()) < 0.3  # 0.5 for any level
+    assert 0.4 < float(Scenes(sees_edges_at(dark), "cpu").things(500, rng("cpu", 0)).ground.mean()) < 0.6
+    again = Scenes(sees_edges_at(dark), "cpu", settings)
+    assert torch.equal(again.sample(3, rng("cpu", 1)), scenes.sample(3, rng("cpu", 1)))
+
+
 def test_struck_out_things_have_gaps_and_noise_is_everywhere() -> None:
     def kinds_of_rows(settings: SceneSettings) -> float:
         scene = frames(settings)[:, 0]
@@ -109,6 +147,7 @@ def test_a_generator_moves_what_starts_as_whole_numbers() -> None:
         ({"sprites": -1}, r"scenes\.sprites: -1 is impossible; give at least 0"),
         ({"smallest": 5.0, "largest": 2.0}, r"scenes\.largest: 2\.0 is impossible; give at least 5"),
         ({"contrast": 0.2, "faintest": 0.3}, r"scenes\.faintest: 0\.3 is impossible; give at most 0\.2"),
+        ({"largest": 20.0, "finest": 30.0}, r"scenes\.finest: 30\.0 is impossible; give at most 20"),
         ({"text": 1.5}, r"scenes\.text: 1\.5 is impossible; give at most 1"),
     ],
 )

@@ -13,7 +13,9 @@ import tiny
 import torch
 
 from gasim_ray import cli
-from gasim_ray.core.model import Model, load_config
+from gasim_ray.actors import workers
+from gasim_ray.config import build_config
+from gasim_ray.core.model import Model, ModelConfig, load_config, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation import tasks
 from gasim_ray.evaluation.atari import STICKY, sticky_of, with_sticky
@@ -38,6 +40,26 @@ def test_every_task_can_be_built(name: str) -> None:
         networks = [build_network(dict(a), source.shape, actions) for a in (task.teacher, task.student)]
     teacher, student = (sum(p.numel() for p in network.parameters()) for network in networks)
     assert student < 0.6 * teacher
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.dataset == "cifar10"])
+def test_a_pair_of_residual_networks_is_distilled(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "FITTING_SAMPLES", 32)
+    # As deep as the task's, on smaller pictures and, where that is a setting of its own, with fewer channels.
+    fewer = {"width": 4} if TASKS[name].teacher["name"] == "resnet" else {}
+    big, small = ({**architecture, **fewer} for architecture in (TASKS[name].teacher, TASKS[name].student))
+    teacher = Model(ModelConfig(big, replace(tiny.COLOUR, shape=(3, 16, 16)), 10, "logits")).frozen()
+    save_model(teacher, tmp_path / "teacher")
+    given = {"teacher": str(tmp_path / "teacher"), "method": "gasim", "generator": {"batch_size": 16, "steps": 2}}
+    given |= {"student": {"architecture": small, "batch_size": 16}, "budget": {"observations": 32}}
+    config = build_config({**given, "local": True, "out": str(tmp_path / "run")})
+    assert config.objective.batch_norm == (0.0 if name == "cifar10-nobn" else 0.1)
+    student = load_model(cli.run_distillation(config) / "student")
+    for layer in student.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            assert layer.running_var is not None
+            assert bool(layer.running_var.ne(1).all())
+    assert bool(torch.isfinite(student(torch.rand((4, 3, 16, 16)))).all())
 
 
 @pytest.mark.usefixtures("on_cluster")

@@ -7,7 +7,7 @@ things overlap, their tones add.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import torch
@@ -16,12 +16,19 @@ from torch import Tensor
 
 from gasim_ray.core.model import Model
 from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.prior import Knowledge, Prior, uniform
+from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
 
 #: Stacks that are drawn at once: few enough that they stay in a core's cache.
 CHUNK = 64
+#: Levels of the ground that are compared, from the lower bound to the upper; scenes that each is judged by; and
+#: which share of what the best one tells makes another, that tells so much less, e times less likely.
+LEVELS, TELLING_SCENES, TOLD = 11, 1024, 0.03
+#: Largest side and contrast of the things in those scenes.
+SMALL, FAINT = 16.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,10 @@ class SceneSettings:
     largest: float = 40.0
     """Longest side."""
 
+    finest: float = 0.0
+    """Lowest longest side of a scene: each draws its own, log-uniform from here to `largest`, so that some hold small
+    things alone; with 0 all have `largest`."""
+
     speed: float = 6.0
     """Most that a thing moves between two frames, down and to the right; it turns round at the border."""
 
@@ -58,10 +69,14 @@ class SceneSettings:
     """Lowest contrast of a scene: each draws its own, log-uniform from here to `contrast`; with 0 all have `contrast`,
     to which `rendered` generators may raise any."""
 
+    telling: bool = False
+    """Whether the ground has mostly the levels at which a scene tells most of what the teacher does
+    (telling_levels), which its weights tell when a generator starts, instead of any."""
+
     def __post_init__(self) -> None:
-        numbers = ("sprites", "static", "speed", "text", "noise", "contrast", "faintest")
+        numbers = ("sprites", "static", "speed", "text", "noise", "contrast", "faintest", "finest")
         at_most = {"text": 1.0, "noise": 1.0, "contrast": 1.0, "sprites": 100.0, "static": 100.0}
-        at_most["faintest"] = self.contrast
+        at_most |= {"faintest": self.contrast, "finest": self.largest}
         check_range(self, {**dict.fromkeys(numbers, 0.0), "smallest": 0.1, "largest": self.smallest}, at_most)
 
 
@@ -124,6 +139,11 @@ class Scenes(Prior):
         #: Channels of one frame: in each a thing has a tone of its own.
         self.colours = channels // self.spec.stack
         self.sides = [torch.arange(side, device=self.device, dtype=torch.float32) for side in sides]
+        #: How likely each of LEVELS is, where not all are alike.
+        self.odds: Tensor | None = None
+        if self.settings.telling:
+            told = telling_levels(teacher, self.device, self.settings)
+            self.odds = torch.softmax(told / (TOLD * told.max()).clamp_min(1e-6), 0)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior; in the spec's dtype already, since at this rate each pass over the pixels counts."""
@@ -135,6 +155,14 @@ class Scenes(Prior):
             pictured = self.noisy(self.pictured(self.things(len(part), generator)), generator)
             part.copy_(pictured.reshape(part.shape))
         return stacks.permute(0, 2, 3, 1).contiguous() if self.spec.layout == "HWC" else stacks
+
+    def grounds(self, count: int, generator: torch.Generator) -> Tensor:
+        """Levels of so many scenes' grounds: (count, colours)."""
+        if self.odds is None:
+            return uniform(generator, (count, self.colours))
+        places = torch.multinomial(self.odds, count, replacement=True, generator=generator).unsqueeze(1)
+        near = uniform(generator, (count, self.colours), -0.5, 0.5)
+        return ((places + near) / (LEVELS - 1)).clamp(0, 1)
 
     def pictured(self, things: Things, softness: float = 0.0) -> Tensor:
         """Stacks (N, frames, colours, height, width) float32, of which tones may add up to beyond the bounds.
@@ -178,7 +206,10 @@ class Scenes(Prior):
         sides = torch.tensor([len(side) for side in self.sides], device=self.device, dtype=torch.float32)
         scale = sides / 84
         moving = (torch.arange(shape[1], device=self.device) < given.sprites).unsqueeze(1)
-        size = uniform(generator, shape, log(given.smallest), log(given.largest)).exp() * scale
+        least, most = log(given.smallest), torch.tensor(log(given.largest), device=self.device)
+        if given.finest:
+            most = uniform(generator, (count, 1, 1), log(max(given.finest, given.smallest)), log(given.largest))
+        size = (least + (most - least) * uniform(generator, shape)).exp() * scale
         size = torch.minimum(size.round().clamp_min(1), sides)
         speed = uniform(generator, shape, -given.speed, given.speed) * scale * moving
         speed = speed * (uniform(generator, shape) < 2 / 3)
@@ -193,10 +224,30 @@ class Scenes(Prior):
             if given.text and given.static
         ]
         return Things(
-            ground=uniform(generator, (count, self.colours)),
+            ground=self.grounds(count, generator),
             tone=tone * there,
             size=size,
             way=uniform(generator, shape) * 2 * (sides - size),
             speed=speed,
             kept=tuple(kept) or (torch.empty(0), torch.empty(0)),
         )
+
+
+@torch.no_grad()
+def telling_levels(teacher: Model, device: torch.device, settings: SceneSettings) -> Tensor:
+    """Mutual information (LEVELS,), in nats, of the teacher's action and scenes whose ground has each of the levels.
+
+    Own. A policy differs most between pictures such as it was trained on; others move it less, or all one way. So its
+    weights tell how bright its game's ground is, if the things are small and faint: others change the level themselves.
+    They are the same things for each level.
+    """
+    small, faint = max(settings.smallest, min(SMALL, settings.largest)), min(FAINT, settings.contrast)
+    judged = replace(settings, telling=False, largest=small, contrast=faint, faintest=0.0, finest=0.0, noise=0.0)
+    scenes, told = Scenes(teacher, device, judged), []
+    for odds in torch.eye(LEVELS, device=device):
+        scenes.odds = odds
+        stacks = scenes.sample(TELLING_SCENES, rng(device, 0))
+        outputs = torch.cat([teacher(stacks[start : start + CHUNK]) for start in range(0, len(stacks), CHUNK)])
+        policy = torch.softmax(policy_logits(outputs, teacher.config.output_scale), 1)
+        told.append(torch.special.entr(policy.mean(0)).sum() - torch.special.entr(policy).sum(1).mean())
+    return torch.stack(told)
