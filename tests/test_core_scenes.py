@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gasim_ray.core.generator import DirectGenerator
 from gasim_ray.core.model import Model, ModelConfig
-from gasim_ray.core.scenes import CHUNK, Scenes, SceneSettings
+from gasim_ray.core.scenes import CHUNK, PLACES, Scenes, SceneSettings
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings
 from gasim_ray.errors import UserError
@@ -73,18 +73,6 @@ def test_each_scene_may_have_a_contrast_of_its_own() -> None:
     assert 0.1 * alike < median_contrast(contrast=0.5, faintest=0.02) < 0.5 * alike
 
 
-def test_each_scene_may_have_a_largest_size_of_its_own() -> None:
-    def heights(**sizes: float) -> torch.Tensor:
-        settings = replace(BARE, static=4, smallest=2.0, largest=64.0, **sizes)
-        things = Scenes(tiny.model(FRAMES), "cpu", settings).things(2000, rng("cpu", 0))
-        return things.size[..., 0].amax(1)
-
-    alike, each = heights(), heights(finest=2.0)
-    assert float(each.max()) <= 64
-    assert float((alike <= 4).float().mean()) < 0.02
-    assert 0.1 < float((each <= 4).float().mean()) < 0.5
-
-
 @torch.no_grad()
 def sees_edges_at(dark: bool) -> Model:
     """A teacher whose answer depends on edges, and only while the ground is dark, or only while it is bright."""
@@ -108,6 +96,25 @@ def test_the_teacher_tells_the_level_of_the_ground(dark: bool) -> None:
     assert 0.4 < float(Scenes(sees_edges_at(dark), "cpu").things(500, rng("cpu", 0)).ground.mean()) < 0.6
     again = Scenes(sees_edges_at(dark), "cpu", settings)
     assert torch.equal(again.sample(3, rng("cpu", 1)), scenes.sample(3, rng("cpu", 1)))
+
+
+@torch.no_grad()
+def test_the_teacher_tells_where_it_looks() -> None:
+    teacher = sees_edges_at(dark=True)
+    (head,) = (m for m in teacher.modules() if isinstance(m, nn.Linear))
+    squares = head.weight.reshape(2, 10, 10)
+    squares[:, :, :8] = 0.0  # blind but for the right border
+    settings = replace(BARE, sprites=4, contrast=0.3, largest=4.0, looked_at=1.0)
+    scenes = Scenes(teacher, "cpu", settings)
+    assert scenes.places is not None
+    columns = scenes.places.reshape(PLACES, PLACES).sum(0)
+    assert float(columns[-4:].sum()) > 0.95
+    things = scenes.things(200, rng("cpu", 0))
+    last = things.way + 3 * things.speed
+    assert float((last[..., 1] > 50).float().mean()) > 0.9
+    assert bool(((last >= -1e-3) & (last <= 84)).all())
+    anywhere = Scenes(teacher, "cpu", replace(settings, looked_at=0.0)).things(200, rng("cpu", 0)).way % 160
+    assert 0.1 < float(((anywhere[..., 1] > 50) & (anywhere[..., 1] < 110)).float().mean()) < 0.6
 
 
 def test_struck_out_things_have_gaps_and_noise_is_everywhere() -> None:
@@ -147,7 +154,7 @@ def test_a_generator_moves_what_starts_as_whole_numbers() -> None:
         ({"sprites": -1}, r"scenes\.sprites: -1 is impossible; give at least 0"),
         ({"smallest": 5.0, "largest": 2.0}, r"scenes\.largest: 2\.0 is impossible; give at least 5"),
         ({"contrast": 0.2, "faintest": 0.3}, r"scenes\.faintest: 0\.3 is impossible; give at most 0\.2"),
-        ({"largest": 20.0, "finest": 30.0}, r"scenes\.finest: 30\.0 is impossible; give at most 20"),
+        ({"looked_at": 1.5}, r"scenes\.looked_at: 1\.5 is impossible; give at most 1"),
         ({"text": 1.5}, r"scenes\.text: 1\.5 is impossible; give at most 1"),
     ],
 )

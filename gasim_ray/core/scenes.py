@@ -29,6 +29,8 @@ CHUNK = 64
 LEVELS, TELLING_SCENES, TOLD = 11, 1024, 0.03
 #: Largest side and contrast of the things in those scenes.
 SMALL, FAINT = 16.0, 0.3
+#: Places that are tried along each axis for where the teacher looks, and the side of the thing that is put there.
+PLACES, LOOKED = 14, 4.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,6 @@ class SceneSettings:
 
     largest: float = 40.0
     """Longest side."""
-
-    finest: float = 0.0
-    """Lowest longest side of a scene: each draws its own, log-uniform from here to `largest`, so that some hold small
-    things alone; with 0 all have `largest`."""
 
     speed: float = 6.0
     """Most that a thing moves between two frames, down and to the right; it turns round at the border."""
@@ -73,10 +71,13 @@ class SceneSettings:
     """Whether the ground has mostly the levels at which a scene tells most of what the teacher does
     (telling_levels), which its weights tell when a generator starts, instead of any."""
 
+    looked_at: float = 0.0
+    """Share of the things that lie where the teacher looks (telling_places); the others lie anywhere."""
+
     def __post_init__(self) -> None:
-        numbers = ("sprites", "static", "speed", "text", "noise", "contrast", "faintest", "finest")
-        at_most = {"text": 1.0, "noise": 1.0, "contrast": 1.0, "sprites": 100.0, "static": 100.0}
-        at_most |= {"faintest": self.contrast, "finest": self.largest}
+        numbers = ("sprites", "static", "speed", "text", "noise", "contrast", "faintest", "looked_at")
+        at_most = {"text": 1.0, "noise": 1.0, "looked_at": 1.0, "contrast": 1.0, "sprites": 100.0, "static": 100.0}
+        at_most["faintest"] = self.contrast
         check_range(self, {**dict.fromkeys(numbers, 0.0), "smallest": 0.1, "largest": self.smallest}, at_most)
 
 
@@ -144,6 +145,10 @@ class Scenes(Prior):
         if self.settings.telling:
             told = telling_levels(teacher, self.device, self.settings)
             self.odds = torch.softmax(told / (TOLD * told.max()).clamp_min(1e-6), 0)
+        #: How likely a thing lies in each square of the picture, PLACES by PLACES, where the teacher's look decides.
+        self.places: Tensor | None = None
+        if self.settings.looked_at:
+            self.places = telling_places(teacher, self)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior; in the spec's dtype already, since at this rate each pass over the pixels counts."""
@@ -154,6 +159,10 @@ class Scenes(Prior):
             part = stacks[start : start + chunk]
             pictured = self.noisy(self.pictured(self.things(len(part), generator)), generator)
             part.copy_(pictured.reshape(part.shape))
+        return self.arranged(stacks)
+
+    def arranged(self, stacks: Tensor) -> Tensor:
+        """Stacks (N, channels, height, width) in the spec's layout."""
         return stacks.permute(0, 2, 3, 1).contiguous() if self.spec.layout == "HWC" else stacks
 
     def grounds(self, count: int, generator: torch.Generator) -> Tensor:
@@ -163,6 +172,16 @@ class Scenes(Prior):
         places = torch.multinomial(self.odds, count, replacement=True, generator=generator).unsqueeze(1)
         near = uniform(generator, (count, self.colours), -0.5, 0.5)
         return ((places + near) / (LEVELS - 1)).clamp(0, 1)
+
+    def watched(self, size: Tensor, speed: Tensor, generator: torch.Generator) -> Tensor:
+        """Where things (N, T, 2) of these sizes and speeds begin that are in the last frame where the teacher looks."""
+        assert self.places is not None
+        squares = torch.multinomial(self.places, size[..., 0].numel(), replacement=True, generator=generator)
+        corner = torch.stack([squares // PLACES, squares % PLACES], 1).reshape(size.shape)
+        sides = torch.tensor([len(side) for side in self.sides], device=self.device, dtype=torch.float32)
+        middle = (corner + uniform(generator, size.shape)) * sides / PLACES
+        last = torch.minimum((middle - size / 2).clamp_min(0), sides - size)
+        return last - speed * (self.spec.stack - 1)
 
     def pictured(self, things: Things, softness: float = 0.0) -> Tensor:
         """Stacks (N, frames, colours, height, width) float32, of which tones may add up to beyond the bounds.
@@ -206,10 +225,7 @@ class Scenes(Prior):
         sides = torch.tensor([len(side) for side in self.sides], device=self.device, dtype=torch.float32)
         scale = sides / 84
         moving = (torch.arange(shape[1], device=self.device) < given.sprites).unsqueeze(1)
-        least, most = log(given.smallest), torch.tensor(log(given.largest), device=self.device)
-        if given.finest:
-            most = uniform(generator, (count, 1, 1), log(max(given.finest, given.smallest)), log(given.largest))
-        size = (least + (most - least) * uniform(generator, shape)).exp() * scale
+        size = uniform(generator, shape, log(given.smallest), log(given.largest)).exp() * scale
         size = torch.minimum(size.round().clamp_min(1), sides)
         speed = uniform(generator, shape, -given.speed, given.speed) * scale * moving
         speed = speed * (uniform(generator, shape) < 2 / 3)
@@ -223,11 +239,15 @@ class Scenes(Prior):
             for side in self.sides
             if given.text and given.static
         ]
+        way = uniform(generator, shape) * 2 * (sides - size)
+        if self.places is not None:
+            chosen = uniform(generator, (*shape[:2], 1)) < given.looked_at
+            way = torch.where(chosen, self.watched(size, speed, generator), way)
         return Things(
             ground=self.grounds(count, generator),
             tone=tone * there,
             size=size,
-            way=uniform(generator, shape) * 2 * (sides - size),
+            way=way,
             speed=speed,
             kept=tuple(kept) or (torch.empty(0), torch.empty(0)),
         )
@@ -242,7 +262,7 @@ def telling_levels(teacher: Model, device: torch.device, settings: SceneSettings
     They are the same things for each level.
     """
     small, faint = max(settings.smallest, min(SMALL, settings.largest)), min(FAINT, settings.contrast)
-    judged = replace(settings, telling=False, largest=small, contrast=faint, faintest=0.0, finest=0.0, noise=0.0)
+    judged = replace(settings, telling=False, largest=small, contrast=faint, faintest=0.0, noise=0.0)
     scenes, told = Scenes(teacher, device, judged), []
     for odds in torch.eye(LEVELS, device=device):
         scenes.odds = odds
@@ -251,3 +271,32 @@ def telling_levels(teacher: Model, device: torch.device, settings: SceneSettings
         policy = torch.softmax(policy_logits(outputs, teacher.config.output_scale), 1)
         told.append(torch.special.entr(policy.mean(0)).sum() - torch.special.entr(policy).sum(1).mean())
     return torch.stack(told)
+
+
+@torch.no_grad()
+def telling_places(teacher: Model, scenes: Scenes) -> Tensor:
+    """How much a small and faint thing changes what the teacher does, place by place: (PLACES * PLACES,), sum 1.
+
+    Own: the mean KL, over scenes, of the policy without the thing to that with it, as a share of all places'. So
+    weights tell where a policy looks, without a picture of its game.
+    """
+    count, scale, random = 64, teacher.config.output_scale, rng(scenes.device, 1)
+    things = scenes.things(count, random)
+    tone = FAINT * torch.where(uniform(random, (count, 1)) < 0.5, -1.0, 1.0).expand_as(things.tone[..., 0])
+
+    def log_policy(place: Tensor, tone: Tensor) -> Tensor:
+        changed = replace(things, **{name: getattr(things, name).clone() for name in ("tone", "size", "way", "speed")})
+        changed.tone[..., 0], changed.speed[:, 0] = tone, 0.0
+        changed.size[:, 0], changed.way[:, 0] = side, place
+        stacks = scenes.pictured(changed).clamp(*bounds).flatten(1, 2)
+        outputs = teacher(scenes.arranged(stacks.to(scenes.spec.torch_dtype)))
+        return torch.log_softmax(policy_logits(outputs, scale), 1)
+
+    bounds = (float(scenes.low.mean()), float(scenes.high.mean()))
+    heights = torch.tensor([len(line) for line in scenes.sides], device=scenes.device, dtype=torch.float32)
+    side = (heights * LOOKED / 84).round().clamp_min(1)
+    steps = torch.cartesian_prod(*(torch.linspace(0, 1, PLACES, device=scenes.device) for _ in range(2)))
+    without = log_policy(torch.zeros_like(side), torch.zeros_like(tone))
+    with_it = [log_policy(step * (heights - side), tone) for step in steps]
+    changes = torch.stack([(without.exp() * (without - other)).sum(1).mean() for other in with_it])
+    return (changes + 1e-9) / (changes + 1e-9).sum()
