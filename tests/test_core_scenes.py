@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gasim_ray.core.generator import DirectGenerator
-from gasim_ray.core.model import Model, ModelConfig
-from gasim_ray.core.scenes import CHUNK, PLACES, Scenes, SceneSettings
+from gasim_ray.core.model import Model, ModelConfig, load_model
+from gasim_ray.core.scenes import CHUNK, LEVELS, PLACES, Scenes, SceneSettings, telling_levels
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings
 from gasim_ray.errors import UserError
@@ -98,6 +99,13 @@ def test_the_teacher_tells_the_level_of_the_ground(dark: bool) -> None:
     assert torch.equal(again.sample(3, rng("cpu", 1)), scenes.sample(3, rng("cpu", 1)))
 
 
+@pytest.mark.parametrize(("name", "level"), [("breakout-ppo", 0.0), ("pong-ppo-0", 0.34), ("pong-ppo-1", 0.34)])
+def test_shipped_teachers_tell_the_level_of_their_games_ground(name: str, level: float) -> None:
+    teacher = load_model(Path(__file__).parents[1] / "benchmarks" / "teachers" / name).frozen()
+    told = telling_levels(teacher, torch.device("cpu"), SceneSettings())
+    assert abs(float(told.argmax()) / (LEVELS - 1) - level) < 0.1
+
+
 @torch.no_grad()
 def test_the_teacher_tells_where_it_looks() -> None:
     teacher = sees_edges_at(dark=True)
@@ -113,6 +121,7 @@ def test_the_teacher_tells_where_it_looks() -> None:
     last = things.way + 3 * things.speed
     assert float((last[..., 1] > 50).float().mean()) > 0.9
     assert bool(((last >= -1e-3) & (last <= 84)).all())
+    assert Scenes(teacher, "cpu", replace(BARE, looked_at=1.0, telling=True)).sample(3, rng("cpu", 0)).shape[0] == 3
     anywhere = Scenes(teacher, "cpu", replace(settings, looked_at=0.0)).things(200, rng("cpu", 0)).way % 160
     assert 0.1 < float(((anywhere[..., 1] > 50) & (anywhere[..., 1] < 110)).float().mean()) < 0.6
 

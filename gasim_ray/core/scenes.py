@@ -140,6 +140,8 @@ class Scenes(Prior):
         #: Channels of one frame: in each a thing has a tone of its own.
         self.colours = channels // self.spec.stack
         self.sides = [torch.arange(side, device=self.device, dtype=torch.float32) for side in sides]
+        #: (2,): height and width in pixels.
+        self.extent = torch.tensor(sides, device=self.device, dtype=torch.float32)
         #: How likely each of LEVELS is, where not all are alike.
         self.odds: Tensor | None = None
         if self.settings.telling:
@@ -147,7 +149,7 @@ class Scenes(Prior):
             self.odds = torch.softmax(told / (TOLD * told.max()).clamp_min(1e-6), 0)
         #: How likely a thing lies in each square of the picture, PLACES by PLACES, where the teacher's look decides.
         self.places: Tensor | None = None
-        if self.settings.looked_at:
+        if self.settings.looked_at and self.settings.sprites + self.settings.static:
             self.places = telling_places(teacher, self)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -178,9 +180,8 @@ class Scenes(Prior):
         assert self.places is not None
         squares = torch.multinomial(self.places, size[..., 0].numel(), replacement=True, generator=generator)
         corner = torch.stack([squares // PLACES, squares % PLACES], 1).reshape(size.shape)
-        sides = torch.tensor([len(side) for side in self.sides], device=self.device, dtype=torch.float32)
-        middle = (corner + uniform(generator, size.shape)) * sides / PLACES
-        last = torch.minimum((middle - size / 2).clamp_min(0), sides - size)
+        middle = (corner + uniform(generator, size.shape)) * self.extent / PLACES
+        last = torch.minimum((middle - size / 2).clamp_min(0), self.extent - size)
         return last - speed * (self.spec.stack - 1)
 
     def pictured(self, things: Things, softness: float = 0.0) -> Tensor:
@@ -222,11 +223,10 @@ class Scenes(Prior):
         """What so many scenes are made of."""
         given = self.settings
         shape = (count, given.sprites + given.static, 2)
-        sides = torch.tensor([len(side) for side in self.sides], device=self.device, dtype=torch.float32)
-        scale = sides / 84
+        scale = self.extent / 84
         moving = (torch.arange(shape[1], device=self.device) < given.sprites).unsqueeze(1)
         size = uniform(generator, shape, log(given.smallest), log(given.largest)).exp() * scale
-        size = torch.minimum(size.round().clamp_min(1), sides)
+        size = torch.minimum(size.round().clamp_min(1), self.extent)
         speed = uniform(generator, shape, -given.speed, given.speed) * scale * moving
         speed = speed * (uniform(generator, shape) < 2 / 3)
         there = uniform(generator, (count, 1, shape[1])) < 0.5
@@ -239,7 +239,7 @@ class Scenes(Prior):
             for side in self.sides
             if given.text and given.static
         ]
-        way = uniform(generator, shape) * 2 * (sides - size)
+        way = uniform(generator, shape) * 2 * (self.extent - size)
         if self.places is not None:
             chosen = uniform(generator, (*shape[:2], 1)) < given.looked_at
             way = torch.where(chosen, self.watched(size, speed, generator), way)
@@ -262,7 +262,7 @@ def telling_levels(teacher: Model, device: torch.device, settings: SceneSettings
     They are the same things for each level.
     """
     small, faint = max(settings.smallest, min(SMALL, settings.largest)), min(FAINT, settings.contrast)
-    judged = replace(settings, telling=False, largest=small, contrast=faint, faintest=0.0, noise=0.0)
+    judged = replace(settings, telling=False, looked_at=0.0, largest=small, contrast=faint, faintest=0.0, noise=0.0)
     scenes, told = Scenes(teacher, device, judged), []
     for odds in torch.eye(LEVELS, device=device):
         scenes.odds = odds
@@ -293,10 +293,9 @@ def telling_places(teacher: Model, scenes: Scenes) -> Tensor:
         return torch.log_softmax(policy_logits(outputs, scale), 1)
 
     bounds = (float(scenes.low.mean()), float(scenes.high.mean()))
-    heights = torch.tensor([len(line) for line in scenes.sides], device=scenes.device, dtype=torch.float32)
-    side = (heights * LOOKED / 84).round().clamp_min(1)
+    side = (scenes.extent * LOOKED / 84).round().clamp_min(1)
     steps = torch.cartesian_prod(*(torch.linspace(0, 1, PLACES, device=scenes.device) for _ in range(2)))
     without = log_policy(torch.zeros_like(side), torch.zeros_like(tone))
-    with_it = [log_policy(step * (heights - side), tone) for step in steps]
+    with_it = [log_policy(step * (scenes.extent - side), tone) for step in steps]
     changes = torch.stack([(without.exp() * (without - other)).sum(1).mean() for other in with_it])
     return (changes + 1e-9) / (changes + 1e-9).sum()
