@@ -39,7 +39,7 @@ def record() -> None:
     """Measure the loop with each number of generators, then what real orders cost."""
     # Only here: the tables that this module makes need neither Ray nor PyTorch.
     from benchmarks.loop_cost import NullWorkers, by_loop, by_plain_ray
-    from benchmarks.run import provenance
+    from benchmarks.provenance import provenance
     from gasim_ray.config import build_config
 
     config = build_config({"teacher": "benchmarks/teachers/acrobot-dqn"})

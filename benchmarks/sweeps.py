@@ -24,7 +24,7 @@ from rich.console import Console
 from scipy.stats import bootstrap, spearmanr
 
 from benchmarks.cells import append_result, read_results
-from benchmarks.run import provenance
+from benchmarks.provenance import provenance
 from benchmarks.sweep_tables import FRESH_SEEDS, PRESETS, SUITE, TRIALS, score_of
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.config import DistillConfig, build_config, merged, read_yaml

@@ -17,13 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_suite import ARCHITECTURE, declare, started
 
-from benchmarks import cells, pack, run, speed, tables
-from benchmarks.cells import LABELS, REAL, append_result, current_results, load_suite, read_results, suite_names
+from benchmarks import cells, measure, pack, run, speed, tables
+from benchmarks.cells import LABELS, REAL, Cell, append_result, current_results, load_suite, read_results, suite_names
 from benchmarks.speed import SIDES
 from gasim_ray.config import merged, parse_config
 from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
+from gasim_ray.run_folder import RunFolder
 from gasim_ray.tasks import TASKS
+from gasim_ray.training.classifier import ClassifierTraining, train_classifier
 from gasim_ray.training.rllib import PolicyTraining
 
 REPOSITORY = Path(__file__).parents[1]
@@ -96,7 +98,7 @@ def test_a_task_may_have_methods_of_its_own_and_a_variant_other_settings(suite: 
 def test_a_cell_that_keeps_snapshots_records_what_was_learnt_when(suite: dict[str, Any]) -> None:
     suite["config"] |= {"snapshot_seconds": 0.3, "budget": {"seconds": 1.0}}
     declare(suite)
-    line = run.record(load_suite("small")[0])
+    line = measure.record(load_suite("small")[0])
     points = line["growth"]
     assert len(points) >= 2
     assert [seconds for seconds, *_ in points] == sorted(seconds for seconds, *_ in points)
@@ -153,7 +155,7 @@ def test_what_a_sitting_made_comes_back_in_parts(suite: dict[str, Any], monkeypa
     declare(suite)
     shutil.copytree(REPOSITORY / "benchmarks" / "teachers" / "cartpole-dqn", "teachers/own")
     (noise, *_) = load_suite("small")
-    line = run.record(noise)
+    line = measure.record(noise)
     append_result("small", line)
     unfinished = Path("teachers/own.unfinished/checkpoint/state.json")
     unfinished.parent.mkdir(parents=True)
@@ -218,7 +220,7 @@ def check_line(line: dict[str, Any], method: str) -> None:
 
 
 def test_the_control_on_real_observations_says_what_it_took(suite: dict[str, Any]) -> None:
-    line = run.record(load_suite("small")[3])
+    line = measure.record(load_suite("small")[3])
     check_line(line, REAL)
     assert (line["knowledge"], line["synthetic_observations"]) == ("data", 0)
     assert line["environment_steps"] > 50
@@ -235,7 +237,7 @@ def test_a_control_may_have_students_of_several_sizes(suite: dict[str, Any]) -> 
     assert [(c.config.method, c.config.student.steps) for c in (small_, large)] == [("noise", 3)] * 2
     with pytest.raises(UserError, match="really"):
         unknown.config  # noqa: B018
-    line = run.record(cell)
+    line = measure.record(cell)
     assert (line["knowledge"], line["student_parameters"]) == ("data", 4 * 4 + 4 + 4 * 2 + 2)
     assert 5 < line["controls"]["random"] < 60
 
@@ -243,7 +245,7 @@ def test_a_control_may_have_students_of_several_sizes(suite: dict[str, Any]) -> 
 def test_a_policy_cannot_be_trained_on_labels(suite: dict[str, Any]) -> None:
     (cell, *_) = load_suite("small")
     with pytest.raises(UserError, match="method: labels is for classifiers"):
-        run.record(replace(cell, method=LABELS))
+        measure.record(replace(cell, method=LABELS))
 
 
 def test_a_cell_is_recorded_once(
@@ -269,6 +271,47 @@ def test_no_cell_is_started_that_would_end_after_the_budget(
     assert started(monkeypatch, run, "small", "--budget-minutes", "0.01") == 0
     assert "pending: cartpole-noise-0, cartpole-gasim-0" in capsys.readouterr().out
     assert read_results("small") == []
+
+
+@pytest.mark.parametrize("method", ["noise", REAL, LABELS])
+def test_a_cell_that_takes_longer_than_the_budget_goes_on_in_the_next_sitting(
+    method: str,
+    suite: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    on_cluster: None,
+) -> None:
+    monkeypatch.setattr(run, "SITTING", 0.1)
+    monkeypatch.setattr(measure, "STOPPING", 0.1)
+    monkeypatch.setattr(measure, "EVALUATION", 0.2)
+    if method == LABELS:
+        suite["tasks"] = {
+            "mnist-sample": {"teacher": "teachers/mnist-sample", "student": {"architecture": {"name": "lenet5"}}}
+        }
+        train_classifier(ClassifierTraining("mnist-sample", epochs=40), Path("teachers/mnist-sample"), lambda _: None)
+    declare({**suite, "methods": {method: [0]}, "config": {**suite["config"], "budget": {"seconds": 4.0}}})
+    (cell,) = load_suite("small")
+    spent = []
+    for _ in range(8):
+        assert started(monkeypatch, run, "small", "--budget-minutes", "0.03") == 0
+        if read_results("small"):
+            break
+        spent.append(seconds_in(cell))
+        assert f"pending: {cell.name}" in capsys.readouterr().out
+    (line,) = read_results("small")
+    assert len(spent) >= 2
+    assert spent == sorted(spent)
+    assert spent[-1] <= line["wall_seconds"]
+    if method != LABELS:
+        assert 4.0 <= line["wall_seconds"] < 4.5
+
+
+def seconds_in(cell: Cell) -> float:
+    """What a stopped cell has spent so far, by its checkpoint."""
+    folder = RunFolder(cell.folder)
+    if cell.control == LABELS:
+        return float(torch.load(folder.student / "checkpoint" / "state.pt", weights_only=True)["seconds"])
+    return float(folder.last_state()["progress"]["seconds"])
 
 
 def test_a_ratio_of_speeds_is_measured_and_shown(

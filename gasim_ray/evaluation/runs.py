@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -90,10 +91,13 @@ class Recorded(Prior):
         return self.observations[chosen].float()
 
 
-def distil_control(config: DistillConfig, teacher: Model, real: Observations | None) -> Model:
+def distil_control(
+    config: DistillConfig, teacher: Model, real: Observations | None, drive: Callable[[Loop], object] = Loop.run
+) -> Model:
     """The run's student, distilled in this process on real observations (N, *shape), or on uniform ones for None.
 
-    The same student, seed and budget; observations are drawn afresh for each batch and never improved.
+    The same student, seed and budget; observations are drawn afresh for each batch and never improved. `drive` runs the
+    loop.
     """
     generator = replace(
         config.generator,
@@ -122,6 +126,8 @@ def distil_control(config: DistillConfig, teacher: Model, real: Observations | N
     prior = Uniform(teacher, device) if real is None else Recorded(teacher, real, device)
     threads = torch.get_num_threads()
     workers = LocalWorkers(teacher, plain, prior)
-    Loop(workers, plain, stop=lambda: False, report=lambda loop: None).run()
-    torch.set_num_threads(threads)
+    try:
+        drive(Loop(workers, plain, stop=lambda: False, report=lambda loop: None))
+    finally:
+        torch.set_num_threads(threads)
     return workers.learner.student.computing(bf16=False, channels_last=False).eval()

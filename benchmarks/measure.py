@@ -1,0 +1,278 @@
+"""Measures a cell: distils, or trains on the data, as it says, and scores the student; a line of results comes of it.
+
+What takes longer than there is time is stopped with a checkpoint, and gone on with when it is measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+
+from benchmarks.cells import LABELS, REAL, Cell
+from benchmarks.chaos import measure_fault
+from benchmarks.provenance import provenance
+from benchmarks.speed import measure_speed
+from gasim_ray.actors.loop import Loop, Progress
+from gasim_ray.core.model import Model, ModelConfig, load_model
+from gasim_ray.errors import UserError
+from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
+from gasim_ray.evaluation.compare import chance
+from gasim_ray.evaluation.controls import untrained
+from gasim_ray.evaluation.episodes import Observations
+from gasim_ray.evaluation.modes import modes_of_run
+from gasim_ray.evaluation.runs import distil_control, task_of_teacher
+from gasim_ray.evaluation.tasks import TEACHER, Score
+from gasim_ray.report.display import Display
+from gasim_ray.run import distill, knowledge_level
+from gasim_ray.run_folder import RunFolder
+from gasim_ray.teachers import load_teacher
+from gasim_ray.training.classifier import ClassifierTraining, train_classifier
+from gasim_ray.training.command import show
+
+#: Seconds that starting and evaluating a cell may take, and one of a game: thirty plain and thirty sticky episodes.
+EVALUATION, GAME_EVALUATION = 25.0, 180.0
+#: Seconds that stopping with a checkpoint may take.
+STOPPING = 20.0
+
+
+class Unfinished(Exception):  # noqa: N818
+    """A cell was stopped at the end of the budget; the next sitting goes on with it."""
+
+
+def record(cell: Cell, deadline: float = float("inf")) -> dict[str, Any]:
+    """Run one cell and return its line; raises Unfinished if it does not end by the deadline (of time.monotonic)."""
+    teacher = load_teacher(cell.config.teacher)
+    if cell.kind == "speed":
+        result = measure_speed(cell.task, cell.config)
+    elif cell.kind == "chaos":
+        student, told = measure_fault(cell)
+        result = {**score(cell, student), **told}
+    elif cell.control == REAL:
+        result = measure_real(cell, teacher, deadline)
+    elif cell.control == LABELS:
+        result = measure_labels(cell, teacher, deadline)
+    else:
+        result = measure_method(cell, deadline)
+    return {
+        "suite": cell.suite,
+        "task": cell.task,
+        "method": cell.method,
+        "knowledge": "data" if cell.control else knowledge_level(cell.config),
+        "group": cell.group,
+        "seed": cell.seed,
+        "teacher_score": None,
+        "student_score": None,
+        "controls": {},
+        "agreement": None,
+        "budget_seconds": cell.config.budget.seconds,
+        "environment_steps": 0,
+        "teacher_parameters": teacher.parameter_count,
+        **result,
+        **provenance(),
+        "definition": cell.definition,
+        "command": f"python -m benchmarks.run {cell.suite} "
+        f"--only task={cell.task},method={cell.method},seed={cell.seed}",
+    }
+
+
+def measure_method(cell: Cell, deadline: float) -> dict[str, Any]:
+    """Distil with a method, without environment or data, then score the student; raises Unfinished, see `record`."""
+    folder = RunFolder(cell.folder)
+    config = cell.config.at(cell.folder)
+    with Display(Console(stderr=True, quiet=not sys.stderr.isatty())) as display, interrupted_at(deadline - STOPPING):
+        try:
+            distill(config, display, resume=folder.checkpoint.exists(), overwrite=True)
+        except UserError:
+            distill(config, display, overwrite=True)
+    if time.monotonic() + evaluation_seconds(cell) > deadline:
+        raise Unfinished
+    summary = folder.read_summary()
+    student = load_model(folder.student)
+    counts = {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
+    modes = modes_of_run(cell.folder, task_of_teacher(cell.config.teacher, cell.episodes))
+    held = {} if modes is None else {"mode_shares": modes.shares, "mode_recall": modes.recall}
+    shutil.rmtree(folder.checkpoint.parent)
+    return {**score(cell, student), **counts, **held, **curve(cell, folder)}
+
+
+@contextmanager
+def interrupted_at(deadline: float) -> Iterator[None]:
+    """Press Ctrl-C, as it were, at the deadline, and raise Unfinished when all has come to an end."""
+    over = threading.Event()
+
+    def ring() -> None:
+        over.set()
+        signal.raise_signal(signal.SIGINT)
+
+    clock = threading.Timer(min(threading.TIMEOUT_MAX, max(0.0, deadline - time.monotonic())), ring)
+    clock.daemon = True
+    clock.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if over.is_set():
+            raise Unfinished from None
+        raise
+    finally:
+        clock.cancel()
+
+
+def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
+    """What the student had learnt when; nothing where no snapshots were kept.
+
+    A classifier's `curve` is [seconds, score] of each snapshot. A policy, of which a score takes many episodes, has a
+    `growth` of [seconds, synthetic observations, agreement, KL in nats] on the teacher's real states.
+    """
+    task, snapshots = task_of_teacher(cell.config.teacher, cell.episodes), folder.read_snapshots()
+    if snapshots and task.metric == "return":
+        return {"growth": growth(cell, folder, snapshots)}
+    points = [
+        [seconds, task.measure({TEACHER: s.to(cell.config.device)})[0][TEACHER].interval.mean]
+        for seconds, s in snapshots.items()
+    ]
+    return {"curve": points} if points else {}
+
+
+def growth(cell: Cell, folder: RunFolder, snapshots: dict[float, Model]) -> list[list[float]]:
+    """See `curve`."""
+    rows = pd.read_csv(folder.path / "metrics.csv")
+    teacher, (_, states) = load_teacher(cell.config.teacher), teacher_reference(cell.config.teacher, cell.episodes)
+    expected, scale, found = answers(teacher, states, TEACHER), teacher.config.output_scale, []
+    for seconds, student in snapshots.items():
+        made = float(np.interp(seconds, [0, *rows["seconds"]], [0, *rows["observations"]]))
+        outputs = answers(student, states, "student")
+        kl = kl_nats(expected, scale, outputs, student.config.output_scale)
+        found.append([seconds, made, same_action(expected, outputs), kl])
+    return found
+
+
+def measure_real(cell: Cell, teacher: Model, deadline: float) -> dict[str, Any]:
+    """Distil the same student on the teacher's real observations, then score it; raises Unfinished, see `record`."""
+    folder, config = RunFolder(cell.folder), cell.config.at(cell.folder)
+    observations = task_of_teacher(config.teacher, cell.episodes).training_observations(teacher)
+    try:
+        state = folder.resume(config)
+    except UserError:
+        state = None
+        folder.begin(config, overwrite=True)
+    progress = Progress()
+
+    def drive(loop: Loop) -> None:
+        nonlocal progress
+        loop.stop = lambda: time.monotonic() > deadline - STOPPING
+        if state is not None:
+            loop.load_state_dict(state)
+        progress = loop.run()
+        if deadline < float("inf"):
+            folder.save_checkpoint(loop.state_dict())
+
+    student = distil_control(config, teacher, observations, drive)
+    if progress.spent < 1.0 or time.monotonic() + evaluation_seconds(cell) > deadline:
+        raise Unfinished
+    shutil.rmtree(folder.path)
+    used = {"wall_seconds": progress.seconds, "synthetic_observations": 0, "environment_steps": len(observations)}
+    return {**score(cell, student), **used}
+
+
+def measure_labels(cell: Cell, teacher: Model, deadline: float) -> dict[str, Any]:
+    """Train the same student on the data's labels as its teacher was, as many epochs, then score it.
+
+    Raises UserError for a policy's teacher, and Unfinished, see `record`.
+    """
+    if "dataset" not in teacher.config.source:
+        raise UserError(f"method: {LABELS} is for classifiers, and {cell.teacher} is a policy")
+    source, architecture = teacher.config.source, dict(cell.config.student.architecture)
+    training = ClassifierTraining(
+        dataset=source["dataset"],
+        groups=source.get("groups", ""),
+        model=architecture.pop("name"),
+        arguments=architecture,
+        epochs=source["epochs"],
+        seed=cell.seed,
+        device=cell.config.device,
+        budget_seconds=float("inf"),
+        **source.get("training", {}),  # teachers of before it was kept were trained by default
+    )
+    folder = RunFolder(cell.folder).student
+    left = deadline - evaluation_seconds(cell) - time.monotonic()
+    student = train_classifier(
+        limited(training, folder, left), folder, show, resume=(folder / "checkpoint").exists(), overwrite=True
+    )
+    if student.config.source["epochs"] < training.epochs:
+        raise Unfinished
+    seen = len(task_of_teacher(cell.config.teacher, cell.episodes).training_observations(teacher))
+    used = {"wall_seconds": student.config.source["wall_seconds"], "synthetic_observations": 0}
+    return {**score(cell, student), **used, "environment_steps": seen}
+
+
+def score(cell: Cell, student: Model) -> dict[str, Any]:
+    """Score a student beside its teacher and the untrained control."""
+    teacher = load_teacher(cell.config.teacher)
+    own, observations = teacher_reference(cell.config.teacher, cell.episodes)
+    task = task_of_teacher(cell.config.teacher, cell.episodes)
+    found = task.measure({TEACHER: student.to(cell.config.device)})[0][TEACHER]
+    expected, outputs = answers(teacher, observations, TEACHER), answers(student, observations, "student")
+    fresh = untrained_score(json.dumps(student.config.to_json()), cell.config.teacher, cell.episodes)
+    scores = {"teacher": own, "student": found, "untrained": fresh}
+    if task.metric == "return":
+        scores["random"] = random_score(cell.config.teacher, cell.episodes)
+    sticky = {name: each.sticky.mean for name, each in scores.items() if each.sticky is not None}
+    return {
+        **({"sticky": sticky} if sticky else {}),
+        "metric": task.metric,
+        "teacher_score": own.interval.mean,
+        "student_score": found.interval.mean,
+        "worst_class_score": found.worst_class_accuracy,
+        "controls": {name: each.interval.mean for name, each in scores.items() if name in ("untrained", "random")},
+        "agreement": same_action(expected, outputs),
+        "kl": kl_nats(expected, teacher.config.output_scale, outputs, student.config.output_scale),
+        "student_parameters": student.parameter_count,
+    }
+
+
+@lru_cache
+def teacher_reference(folder: str, episodes: int) -> tuple[Score, Observations]:
+    """The teacher's own score and its real observations."""
+    scores, observations = task_of_teacher(folder, episodes).measure({TEACHER: load_teacher(folder)})
+    return scores[TEACHER], observations
+
+
+@lru_cache
+def untrained_score(config: str, folder: str, episodes: int) -> Score:
+    """What a student of this configuration scores with fresh weights."""
+    model = untrained(ModelConfig.from_json(json.loads(config)))
+    return task_of_teacher(folder, episodes).measure({TEACHER: model})[0][TEACHER]
+
+
+@lru_cache
+def random_score(folder: str, episodes: int) -> Score:
+    """What random actions score where the teacher plays."""
+    random = chance(load_teacher(folder).config)
+    return task_of_teacher(folder, episodes).measure({TEACHER: random})[0][TEACHER]
+
+
+def limited(training: ClassifierTraining, folder: Path, left: float) -> ClassifierTraining:
+    """The training with a budget of so many seconds beyond what the checkpoint in its folder has spent."""
+    state = folder / "checkpoint" / "state.pt"
+    spent = torch.load(state, weights_only=True, map_location="cpu")["seconds"] if state.exists() else 0.0
+    return replace(training, budget_seconds=spent + max(0.0, left))
+
+
+def evaluation_seconds(cell: Cell) -> float:
+    """What starting and evaluating a cell takes."""
+    return GAME_EVALUATION if cell.is_game else EVALUATION
