@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,8 +34,8 @@ from gasim_ray.evaluation.modes import modes_of_run
 from gasim_ray.evaluation.runs import distil_control, task_of_teacher
 from gasim_ray.evaluation.tasks import TEACHER, Score
 from gasim_ray.report.display import Display
-from gasim_ray.run import distill, knowledge_level
-from gasim_ray.run_folder import RunFolder
+from gasim_ray.run import Interrupted, distill, interruptible, knowledge_level
+from gasim_ray.run_folder import RunFolder, write_atomically
 from gasim_ray.teachers import load_teacher
 from gasim_ray.training.classifier import ClassifierTraining, train_classifier
 from gasim_ray.training.command import show
@@ -50,25 +46,48 @@ EVALUATION, GAME_EVALUATION = 25.0, 180.0
 STOPPING = 20.0
 
 
+@dataclass(frozen=True)
+class Sitting:
+    """The time that a call of the runner has; what a cell came to in it the next one goes on with."""
+
+    #: How long it is.
+    seconds: float = float("inf")
+    #: When it began, of time.monotonic.
+    begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """Seconds to its end."""
+        return self.begun + self.seconds - time.monotonic()
+
+    def over(self) -> bool:
+        """Whether it is time to stop."""
+        return self.left < STOPPING
+
+
+ENDLESS = Sitting()
+
+
 class Unfinished(Exception):  # noqa: N818
-    """A cell was stopped at the end of the budget; the next sitting goes on with it."""
+    """A sitting did not suffice for a cell."""
 
 
-def record(cell: Cell, deadline: float = float("inf")) -> dict[str, Any]:
-    """Run one cell and return its line; raises Unfinished if it does not end by the deadline (of time.monotonic)."""
+def record(cell: Cell, sitting: Sitting = ENDLESS) -> dict[str, Any]:
+    """Run one cell and return its line; raises Unfinished if the next sitting has to go on with it."""
     teacher = load_teacher(cell.config.teacher)
+    sittings = begin_or_go_on(cell)
     if cell.kind == "speed":
         result = measure_speed(cell.task, cell.config)
     elif cell.kind == "chaos":
         student, told = measure_fault(cell)
         result = {**score(cell, student), **told}
-    elif cell.control == REAL:
-        result = measure_real(cell, teacher, deadline)
-    elif cell.control == LABELS:
-        result = measure_labels(cell, teacher, deadline)
     else:
-        result = measure_method(cell, deadline)
-    return {
+        make = {REAL: distil_on_data, LABELS: train_on_labels}.get(cell.control, distil_by_method)
+        student, told = make(cell, teacher, sitting)
+        if sitting.left < evaluation_seconds(cell):
+            raise Unfinished
+        result = {**score(cell, student), **told, **({} if cell.control else found_on_the_way(cell))}
+    line = {
         "suite": cell.suite,
         "task": cell.task,
         "method": cell.method,
@@ -84,52 +103,114 @@ def record(cell: Cell, deadline: float = float("inf")) -> dict[str, Any]:
         "teacher_parameters": teacher.parameter_count,
         **result,
         **provenance(),
+        **({"sittings": sittings} if sittings > 1 else {}),
         "definition": cell.definition,
         "command": f"python -m benchmarks.run {cell.suite} "
         f"--only task={cell.task},method={cell.method},seed={cell.seed}",
     }
+    mark(cell).unlink()
+    shutil.rmtree(RunFolder(cell.folder).checkpoint.parent, ignore_errors=True)
+    return line
 
 
-def measure_method(cell: Cell, deadline: float) -> dict[str, Any]:
-    """Distil with a method, without environment or data, then score the student; raises Unfinished, see `record`."""
+def mark(cell: Cell) -> Path:
+    """Beside a cell's folder, of which cell it is and how many sittings it has had."""
+    return cell.folder.with_name(f"{cell.name}.json")
+
+
+def begin_or_go_on(cell: Cell) -> int:
+    """Count the sittings of a cell, this one included; what its folder holds of another definition is removed."""
+    place = mark(cell)
+    before = json.loads(place.read_text()) if place.exists() else {}
+    if before.get("definition") != cell.definition:
+        shutil.rmtree(cell.folder, ignore_errors=True)
+        before = {"sittings": 0}
+    sittings = int(before["sittings"]) + 1
+    content = json.dumps({"definition": cell.definition, "sittings": sittings})
+    write_atomically(place, content.encode())
+    return sittings
+
+
+def last_state(folder: RunFolder) -> dict[str, Any] | None:
+    """The checkpoint of the sittings before, if there is one that can be read."""
+    try:
+        return folder.last_state()
+    except UserError:
+        return None
+
+
+def distil_by_method(cell: Cell, teacher: Model, sitting: Sitting) -> tuple[Model, dict[str, Any]]:
+    """Distil with a method, without environment or data; raises Unfinished, see `record`."""
     folder = RunFolder(cell.folder)
-    config = cell.config.at(cell.folder)
-    with Display(Console(stderr=True, quiet=not sys.stderr.isatty())) as display, interrupted_at(deadline - STOPPING):
+    resume = last_state(folder) is not None
+    with Display(Console(stderr=True, quiet=not sys.stderr.isatty())) as display:
         try:
-            distill(config, display, resume=folder.checkpoint.exists(), overwrite=True)
-        except UserError:
-            distill(config, display, overwrite=True)
-    if time.monotonic() + evaluation_seconds(cell) > deadline:
-        raise Unfinished
+            distill(cell.config.at(cell.folder), display, resume, overwrite=True, stop=sitting.over)
+        except Interrupted:
+            if sitting.over():
+                raise Unfinished from None
+            raise
     summary = folder.read_summary()
-    student = load_model(folder.student)
-    counts = {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
+    return load_model(folder.student), {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
+
+
+def distil_on_data(cell: Cell, teacher: Model, sitting: Sitting) -> tuple[Model, dict[str, Any]]:
+    """Distil the same student on the teacher's real observations; raises Unfinished, see `record`."""
+    folder, config = RunFolder(cell.folder), cell.config.at(cell.folder)
+    observations = task_of_teacher(config.teacher, cell.episodes).training_observations(teacher)
+    state, progress = last_state(folder), Progress()
+
+    def drive(loop: Loop) -> None:
+        nonlocal progress
+        if state is not None:
+            loop.load_state_dict(state)
+        with interruptible() as caught:
+            loop.stop = lambda: caught() or sitting.over()
+            progress = loop.run()
+            folder.save_checkpoint(loop.state_dict())
+            if caught():
+                raise KeyboardInterrupt
+
+    student = distil_control(config, teacher, observations, drive)
+    if progress.spent < 1.0:
+        raise Unfinished
+    told = {"wall_seconds": progress.seconds, "synthetic_observations": 0, "environment_steps": len(observations)}
+    return student, told
+
+
+def train_on_labels(cell: Cell, teacher: Model, sitting: Sitting) -> tuple[Model, dict[str, Any]]:
+    """Train the same student on the data's labels as its teacher was, as many epochs.
+
+    Raises UserError for a policy's teacher, and Unfinished, see `record`.
+    """
+    if "dataset" not in teacher.config.source:
+        raise UserError(f"method: {LABELS} is for classifiers, and {cell.teacher} is a policy")
+    source, architecture = teacher.config.source, dict(cell.config.student.architecture)
+    training = ClassifierTraining(
+        dataset=source["dataset"],
+        groups=source.get("groups", ""),
+        model=architecture.pop("name"),
+        arguments=architecture,
+        epochs=source["epochs"],
+        seed=cell.seed,
+        device=cell.config.device,
+        budget_seconds=float("inf"),
+        **source.get("training", {}),  # teachers of before it was kept were trained by default
+    )
+    folder = RunFolder(cell.folder).student
+    student = train_classifier(limited(training, folder, sitting.left - STOPPING), folder, show, resume=True)
+    own = student.config.source
+    if own["epochs"] < training.epochs:
+        raise Unfinished
+    seen = len(task_of_teacher(cell.config.teacher, cell.episodes).training_observations(teacher))
+    return student, {"wall_seconds": own["wall_seconds"], "synthetic_observations": 0, "environment_steps": seen}
+
+
+def found_on_the_way(cell: Cell) -> dict[str, Any]:
+    """What a distillation's folder tells: which hidden modes were invented, and what was learnt when."""
     modes = modes_of_run(cell.folder, task_of_teacher(cell.config.teacher, cell.episodes))
     held = {} if modes is None else {"mode_shares": modes.shares, "mode_recall": modes.recall}
-    shutil.rmtree(folder.checkpoint.parent)
-    return {**score(cell, student), **counts, **held, **curve(cell, folder)}
-
-
-@contextmanager
-def interrupted_at(deadline: float) -> Iterator[None]:
-    """Press Ctrl-C, as it were, at the deadline, and raise Unfinished when all has come to an end."""
-    over = threading.Event()
-
-    def ring() -> None:
-        over.set()
-        signal.raise_signal(signal.SIGINT)
-
-    clock = threading.Timer(min(threading.TIMEOUT_MAX, max(0.0, deadline - time.monotonic())), ring)
-    clock.daemon = True
-    clock.start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        if over.is_set():
-            raise Unfinished from None
-        raise
-    finally:
-        clock.cancel()
+    return {**held, **curve(cell, RunFolder(cell.folder))}
 
 
 def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
@@ -159,65 +240,6 @@ def growth(cell: Cell, folder: RunFolder, snapshots: dict[float, Model]) -> list
         kl = kl_nats(expected, scale, outputs, student.config.output_scale)
         found.append([seconds, made, same_action(expected, outputs), kl])
     return found
-
-
-def measure_real(cell: Cell, teacher: Model, deadline: float) -> dict[str, Any]:
-    """Distil the same student on the teacher's real observations, then score it; raises Unfinished, see `record`."""
-    folder, config = RunFolder(cell.folder), cell.config.at(cell.folder)
-    observations = task_of_teacher(config.teacher, cell.episodes).training_observations(teacher)
-    try:
-        state = folder.resume(config)
-    except UserError:
-        state = None
-        folder.begin(config, overwrite=True)
-    progress = Progress()
-
-    def drive(loop: Loop) -> None:
-        nonlocal progress
-        loop.stop = lambda: time.monotonic() > deadline - STOPPING
-        if state is not None:
-            loop.load_state_dict(state)
-        progress = loop.run()
-        if deadline < float("inf"):
-            folder.save_checkpoint(loop.state_dict())
-
-    student = distil_control(config, teacher, observations, drive)
-    if progress.spent < 1.0 or time.monotonic() + evaluation_seconds(cell) > deadline:
-        raise Unfinished
-    shutil.rmtree(folder.path)
-    used = {"wall_seconds": progress.seconds, "synthetic_observations": 0, "environment_steps": len(observations)}
-    return {**score(cell, student), **used}
-
-
-def measure_labels(cell: Cell, teacher: Model, deadline: float) -> dict[str, Any]:
-    """Train the same student on the data's labels as its teacher was, as many epochs, then score it.
-
-    Raises UserError for a policy's teacher, and Unfinished, see `record`.
-    """
-    if "dataset" not in teacher.config.source:
-        raise UserError(f"method: {LABELS} is for classifiers, and {cell.teacher} is a policy")
-    source, architecture = teacher.config.source, dict(cell.config.student.architecture)
-    training = ClassifierTraining(
-        dataset=source["dataset"],
-        groups=source.get("groups", ""),
-        model=architecture.pop("name"),
-        arguments=architecture,
-        epochs=source["epochs"],
-        seed=cell.seed,
-        device=cell.config.device,
-        budget_seconds=float("inf"),
-        **source.get("training", {}),  # teachers of before it was kept were trained by default
-    )
-    folder = RunFolder(cell.folder).student
-    left = deadline - evaluation_seconds(cell) - time.monotonic()
-    student = train_classifier(
-        limited(training, folder, left), folder, show, resume=(folder / "checkpoint").exists(), overwrite=True
-    )
-    if student.config.source["epochs"] < training.epochs:
-        raise Unfinished
-    seen = len(task_of_teacher(cell.config.teacher, cell.episodes).training_observations(teacher))
-    used = {"wall_seconds": student.config.source["wall_seconds"], "synthetic_observations": 0}
-    return {**score(cell, student), **used, "environment_steps": seen}
 
 
 def score(cell: Cell, student: Model) -> dict[str, Any]:

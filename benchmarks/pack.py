@@ -103,7 +103,8 @@ def files_of(results: Path, cells: list[Cell]) -> Iterator[Path]:
     folders = [*(cell.teacher for cell in cells), *(cell.folder / "student" for cell in cells)]
     for folder in dict.fromkeys(folders):
         files = [folder / "config.json", folder / "model.safetensors"]
-        yield from files if all(file.exists() for file in files) else []
+        whole = all(file.exists() for file in files) and not (folder / "checkpoint").exists()
+        yield from files if whole else []
     for folder in dict.fromkeys(cell.unfinished_teacher for cell in cells):
         yield from sorted(path for path in folder.rglob("*") if path.is_file())
 

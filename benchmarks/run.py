@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell, append_result, current_results, load_suite, matches, suite_names
-from benchmarks.measure import Unfinished, evaluation_seconds, limited, record
+from benchmarks.measure import Sitting, Unfinished, evaluation_seconds, limited, record
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.errors import exit_code
 from gasim_ray.tasks import TASKS, training_of
@@ -25,8 +25,8 @@ from gasim_ray.training.command import show
 
 #: Seconds after a policy's training for its score over a hundred episodes.
 POLICY_EVALUATION = 90.0
-#: Seconds of a cell that are worth a start although its end lies beyond the budget.
-SITTING = 120.0
+#: Fewest seconds that are worth a start of a cell that takes more than one sitting.
+PART = 120.0
 
 
 def main() -> int:
@@ -50,18 +50,18 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
     # Most policies' teachers are trained by a command of their own, in many sittings.
     waiting = [c for c in asked if not c.has_teacher and c.task not in TASKS and not c.training]
     pending = [c for c in asked if c not in waiting]
-    deadline = time.monotonic() + 60 * budget_minutes
+    sitting = Sitting(60 * budget_minutes)
     connect()
     print(f"{suite}: {len(done)} cells recorded, {len(pending)} to run")
     while pending:
         cell = pending[0]
-        if not cell.has_teacher and time.monotonic() < deadline:
-            make_teacher(cell, deadline)
-        if not cell.has_teacher or time.monotonic() + least_seconds(cell) > deadline:
+        if not cell.has_teacher and sitting.left > 0:
+            make_teacher(cell, sitting.left)
+        if not cell.has_teacher or not begins(cell, sitting):
             break
         started = time.monotonic()
         try:
-            line = record(cell, deadline)
+            line = record(cell, sitting)
         except Unfinished:
             break
         append_result(suite, line)
@@ -74,13 +74,12 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
         print(f"pending until there is a teacher in {folder}: `gasim teacher train --env ... --out {folder}`")
 
 
-def make_teacher(cell: Cell, deadline: float) -> None:
-    """Train a classifier of a named task, or a policy with the cell's training, as far as the budget allows.
+def make_teacher(cell: Cell, left: float) -> None:
+    """Train a classifier of a named task, or a policy with the cell's training, as far as so many seconds allow.
 
     The next sitting goes on.
     """
     unfinished = cell.unfinished_teacher
-    left = max(0.0, deadline - time.monotonic())
     if train_game(cell, unfinished, left) if cell.training else train_named(cell, unfinished, left):
         shutil.rmtree(unfinished / "checkpoint", ignore_errors=True)
         unfinished.rename(cell.teacher)
@@ -106,13 +105,15 @@ def train_game(cell: Cell, unfinished: Path, left: float) -> bool:
     return bool(steps >= training.max_steps)
 
 
-def least_seconds(cell: Cell) -> float:
-    """What a cell takes, or as much of it as is worth a sitting, if it can be taken up again."""
+def begins(cell: Cell, sitting: Sitting) -> bool:
+    """Whether there is time for a cell, or for a part of one that takes more than any sitting of this length.
+
+    One that a fresh sitting suffices for waits for that: generators' networks begin anew with each.
+    """
     seconds = cell.config.budget.seconds or 60.0
-    if cell.kind == "chaos":
-        return 2 * seconds + 60.0
-    whole = seconds + evaluation_seconds(cell)
-    return whole if cell.kind == "speed" else min(whole, SITTING)
+    whole = 2 * seconds + 60.0 if cell.kind == "chaos" else seconds + evaluation_seconds(cell)
+    long = cell.kind == "distill" and whole > sitting.seconds
+    return sitting.left >= (max(PART, evaluation_seconds(cell)) if long else whole)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def parse(parser: ArgumentParser, tree: dict[str, Any], arguments: Sequence[str]
         base = parser.parse_object(tree, defaults=True) if tree else None
         return parser.parse_args(list(arguments), namespace=base) if arguments or base is None else base
     except (ArgumentError, TypeError, KeyError, ValueError) as error:
-        raise UserError(explain(str(error))) from error
+        raise UserError(explain(str(error), known_keys())) from error
 
 
 def instantiate(parser: ArgumentParser, namespace: Namespace) -> DistillConfig:
@@ -232,13 +232,13 @@ def check_keys(tree: dict[str, Any]) -> None:
                 raise UserError(unknown_key(name, known))
 
 
-def unknown_key(name: str, known: Sequence[str]) -> str:
-    """The message for a key that is not in the tree."""
+def unknown_key(name: str, known: Sequence[str], command: str = "gasim distill") -> str:
+    """The message for a key that is not among the known ones."""
     near = get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"{name}: no such key; did you mean {near[0]}?" if near else f"{name}: no such key; see gasim distill --help"
+    return f"{name}: no such key; did you mean {near[0]}?" if near else f"{name}: no such key; see {command} --help"
 
 
-def explain(message: str) -> str:
+def explain(message: str, known: Sequence[str], command: str = "gasim distill") -> str:
     """One line of a parser's error; an unrecognised argument names the nearest key."""
     line = " ".join(message.split())
     wrong_type = re.search(r"""Parser key "([\w.]+)": Expected (?:a|an) (.*?)\. Got value: (.*)""", line)
@@ -247,4 +247,4 @@ def explain(message: str) -> str:
         plain_kind = re.sub(r"<class '(.*)'>", r"\1", kind).replace("typing.", "")
         return f"{key}: {value!r} is not of type {plain_kind}"
     found = re.search(r"(?:[Uu]nrecognized arguments:|[Uu]nrecognized options:) --([\w.-]+)", line)
-    return unknown_key(found.group(1), known_keys()) if found else line
+    return unknown_key(found.group(1), known, command) if found else line

@@ -42,17 +42,22 @@ Watch = Callable[[Loop, Callable[[], Model]], None]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended the run; a checkpoint was written."""
+    """Ctrl-C, or its caller, ended the run; a checkpoint was written."""
 
 
 def distill(
-    config: DistillConfig, display: Display, resume: bool = False, overwrite: bool = False, watch: Watch | None = None
+    config: DistillConfig,
+    display: Display,
+    resume: bool = False,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Distil the teacher into a student; returns the run's folder, which is gone if `out` is an address.
 
-    `watch` may raise to end the run.
+    `watch` may raise to end the run. `stop`, asked after each step, ends it with a checkpoint, as Ctrl-C does.
 
-    Raises UserError for what the user can mend, and Interrupted after Ctrl-C.
+    Raises UserError for what the user can mend, and Interrupted when it was stopped.
     """
     check_device_is_there(config.device)
     teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
@@ -69,9 +74,9 @@ def distill(
                 begin(folder, config, overwrite, mirror)
             display.run = config.run_folder().name
             recorder = _Recorder(workers, config, folder, display, student, mirror)
-            with interruptible() as stop, closing(recorder.metrics):
-                progress, learner = _drive(recorder, state, watch, stop)
-                if stop() and progress.spent < 1.0:
+            with interruptible() as caught, closing(recorder.metrics):
+                progress, learner = _drive(recorder, state, watch, lambda: caught() or stop())
+                if progress.spent < 1.0:
                     raise Interrupted(f"interrupted; go on with: {resuming(config, folder)}")
         finally:
             workers.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,11 +139,11 @@ def test_a_policy_is_trained_for_its_cells_sitting_by_sitting(
     declare(suite)
     (cell, *_) = load_suite("small")
     monkeypatch.setattr(run, "POLICY_EVALUATION", 0.0)
-    run.make_teacher(cell, time.monotonic() + 0.1)
+    run.make_teacher(cell, 0.1)
     assert [path.name for path in Path("teachers").iterdir()] == ["own.unfinished"]
     assert not cell.has_teacher
     assert Path("teachers/own.unfinished/checkpoint/state.json") in list(pack.files_of(Path("none"), [cell]))
-    run.make_teacher(cell, time.monotonic() + 600)
+    run.make_teacher(cell, 600)
     assert [path.name for path in Path("teachers").iterdir()] == ["own"]
     assert {path.name for path in cell.teacher.iterdir()} == {"config.json", "model.safetensors"}
     assert load_model(cell.teacher).config.source["environment_steps"] >= 5_000
@@ -273,6 +272,14 @@ def test_no_cell_is_started_that_would_end_after_the_budget(
     assert read_results("small") == []
 
 
+@pytest.fixture
+def short_sittings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What starting, stopping and evaluating may take is small."""
+    monkeypatch.setattr(run, "PART", 0.1)
+    monkeypatch.setattr(measure, "STOPPING", 0.1)
+    monkeypatch.setattr(measure, "EVALUATION", 0.2)
+
+
 @pytest.mark.parametrize("method", ["noise", REAL, LABELS])
 def test_a_cell_that_takes_longer_than_the_budget_goes_on_in_the_next_sitting(
     method: str,
@@ -280,38 +287,68 @@ def test_a_cell_that_takes_longer_than_the_budget_goes_on_in_the_next_sitting(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     on_cluster: None,
+    short_sittings: None,
 ) -> None:
-    monkeypatch.setattr(run, "SITTING", 0.1)
-    monkeypatch.setattr(measure, "STOPPING", 0.1)
-    monkeypatch.setattr(measure, "EVALUATION", 0.2)
     if method == LABELS:
-        suite["tasks"] = {
-            "mnist-sample": {"teacher": "teachers/mnist-sample", "student": {"architecture": {"name": "lenet5"}}}
-        }
+        student = {"architecture": {"name": "lenet5"}}
+        suite["tasks"] = {"mnist-sample": {"teacher": "teachers/mnist-sample", "student": student}}
         train_classifier(ClassifierTraining("mnist-sample", epochs=40), Path("teachers/mnist-sample"), lambda _: None)
     declare({**suite, "methods": {method: [0]}, "config": {**suite["config"], "budget": {"seconds": 4.0}}})
     (cell,) = load_suite("small")
-    spent = []
-    for _ in range(8):
+    spent = list[float]()
+    while not read_results("small"):
         assert started(monkeypatch, run, "small", "--budget-minutes", "0.03") == 0
-        if read_results("small"):
-            break
-        spent.append(seconds_in(cell))
-        assert f"pending: {cell.name}" in capsys.readouterr().out
+        if not read_results("small"):
+            spent.append(seconds_in(cell))
+            assert f"pending: {cell.name}" in capsys.readouterr().out
     (line,) = read_results("small")
     assert len(spent) >= 2
     assert spent == sorted(spent)
     assert spent[-1] <= line["wall_seconds"]
+    assert line["sittings"] == len(spent) + 1
     if method != LABELS:
         assert 4.0 <= line["wall_seconds"] < 4.5
+    assert not RunFolder(cell.folder).checkpoint.parent.exists()
 
 
 def seconds_in(cell: Cell) -> float:
-    """What a stopped cell has spent so far, by its checkpoint."""
+    """What a stopped cell has spent so far, by its checkpoint, or when it ended if only its evaluation is left."""
     folder = RunFolder(cell.folder)
-    if cell.control == LABELS:
-        return float(torch.load(folder.student / "checkpoint" / "state.pt", weights_only=True)["seconds"])
-    return float(folder.last_state()["progress"]["seconds"])
+    if cell.control != LABELS:
+        return float(folder.last_state()["progress"]["seconds"])
+    state = folder.student / "checkpoint" / "state.pt"
+    if state.exists():
+        return float(torch.load(state, weights_only=True)["seconds"])
+    return float(load_model(folder.student).config.source["wall_seconds"])
+
+
+@pytest.mark.parametrize("method", ["noise", REAL])
+def test_a_stopped_cell_whose_definition_has_changed_begins_anew(
+    method: str, suite: dict[str, Any], short_sittings: None
+) -> None:
+    declare({**suite, "methods": {method: [0]}, "config": {**suite["config"], "budget": {"seconds": 60.0}}})
+    (cell,) = load_suite("small")
+    with pytest.raises(measure.Unfinished):
+        measure.record(cell, measure.Sitting(5.0))
+    assert RunFolder(cell.folder).last_state()["progress"]["seconds"] > 0.5
+    shorter = replace(cell, tree=merged(cell.tree, {"budget": {"seconds": 0.5}}))
+    line = measure.record(shorter)
+    assert 0.5 <= line["wall_seconds"] < 1.0
+    assert "sittings" not in line
+
+
+def test_an_evaluation_that_was_interrupted_costs_no_distillation(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (noise, *_) = load_suite("small")
+    with monkeypatch.context() as broken:
+        broken.setattr(measure, "score", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measure.record(noise)
+    before = load_model(RunFolder(noise.folder).student)
+    assert measure.record(noise)["sittings"] == 2
+    after = load_model(RunFolder(noise.folder).student)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
 
 
 def test_a_ratio_of_speeds_is_measured_and_shown(

@@ -47,6 +47,20 @@ def test_a_classifier_that_does_not_read_its_images_is_refused(refused: Refused,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("what", [["--task", "mnist-sample"], ["--env", "CartPole-v1", "--algo", "ppo"]])
+def test_a_misspelt_or_wrong_setting_of_a_training_is_refused_by_its_name(
+    what: list[object], refused: Refused, tmp_path: Path
+) -> None:
+    train = ["teacher", "train", *what, "--out", tmp_path / "out"]
+    refused([*train, "--sed", 3], "sed: no such key; did you mean seed?")
+    refused([*train, "--seed", "three"], "seed: 'three' is not of type int")
+    refused([*train, "--qqqqqq", 3], "qqqqqq: no such key; see gasim teacher train --help")
+    refused(["teacher", "train", "--datset", "mnist"], "datset: no such key; did you mean dataset?")
+    refused(["teacher", "train", "--env", "CartPole-v1", "--epochs", 3], "epochs: goes with --task or --dataset")
+    refused(["teacher", "train", "--task", "mnist-sample", "--algo", "ppo"], "algo: goes with --env")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_device_that_does_not_exist_is_refused_for_classifiers(
     refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

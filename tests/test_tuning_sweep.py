@@ -72,7 +72,7 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write, how: signal.Signals
 ) -> None:
     out = tmp_path / "swept"
-    tree = sweep_tree(vector_teacher, trials=4, concurrent=1)
+    tree = sweep_tree(vector_teacher, trials=3, concurrent=1)
     process = gasim("tune", config_file(tree), "--out", out, RAY_ADDRESS=cluster_address)
 
     def ended() -> list[Path]:
@@ -81,7 +81,7 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
         return [path for path, rows in lines.items() if rows and json.loads(rows[-1])["spent"] == 1]
 
     deadline = time.monotonic() + 120
-    while len(ended()) < 2 and time.monotonic() < deadline:
+    while not ended() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
     time.sleep(3)  # what a killed program had not yet saved is run again
@@ -90,12 +90,12 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
     if how == signal.SIGINT:
         assert process.returncode == 130, error
         assert f"go on with: gasim tune --resume {out}" in error
-    before = {path: path.read_bytes() for path in ended()[:2]}
+    before = {path: path.read_bytes() for path in ended()[:1]}
     run_tune(gasim, cluster_address, "--resume", out)
     rows = pd.read_csv(out / "results.csv")
-    assert list(rows["state"]) == ["finished"] * 4
+    assert list(rows["state"]) == ["finished"] * 3
     assert {path: path.read_bytes() for path in before} == before
-    assert len(list(out.glob("trial_*"))) == 4
+    assert len(list(out.glob("trial_*"))) == 3
 
 
 def reports_of(sweep: Path) -> list[dict[str, float]]:
@@ -145,13 +145,13 @@ def test_a_trial_that_diverges_or_finds_no_memory_is_retried_and_marked_failed(
 def test_a_population_copies_learners(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
 ) -> None:
-    tree = sweep_tree(vector_teacher, scheduler="pbt", trials=4, reports=3)
+    tree = sweep_tree(vector_teacher, scheduler="pbt", trials=2, reports=3)
     tree["space"] = {"pool.capacity": {"loginteger": [100, 2000]}, "pool.hard": {"uniform": [0.0, 0.5]}}
     run_tune(gasim, cluster_address, config_file(tree), "--out", "swept")
     rows = pd.read_csv(tmp_path / "swept" / "results.csv")
-    assert list(rows["state"]) == ["finished"] * 4
+    assert list(rows["state"]) == ["finished"] * 2
     assert rows["pool.capacity"].between(100, 2000).all()
-    drawn = random_settings(parse_space(tree["space"]), 4, seed=0)
+    drawn = random_settings(parse_space(tree["space"]), 2, seed=0)
     kept = [row["pool.hard"] in {settings["pool.hard"] for settings in drawn} for _, row in rows.iterrows()]
     assert not all(kept)  # who copied a learner took other settings
 

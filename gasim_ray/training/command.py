@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from rich.console import Console
 
+from gasim_ray.config import explain
 from gasim_ray.core.model import Model
 from gasim_ray.errors import UserError
 from gasim_ray.tasks import split_task, teacher_folder, training_of
@@ -45,13 +47,28 @@ def train_command(arguments: list[str]) -> None:
     try:
         given = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(refusal(str(error), settings)) from error
     out, resume, overwrite = given.pop("out"), given.pop("resume"), given.pop("overwrite")
     model = train(settings(**given), out, show, resume=resume, overwrite=overwrite)
     describe(model, out)
     if settings is ClassifierTraining and (out / "checkpoint").exists():
         done = f"{model.config.source['epochs']} of {given['epochs']} epochs"
         print(f"unfinished: the budget ended after {done}; go on with --resume and a longer --budget_seconds")
+
+
+def refusal(message: str, settings: type) -> str:
+    """One line of the parser's error; a setting of the other kind of training says what it goes with."""
+    from gasim_ray.training.classifier import ClassifierTraining
+    from gasim_ray.training.rllib import PolicyTraining
+
+    policy, classifier = ({field.name for field in fields(kind)} for kind in (PolicyTraining, ClassifierTraining))
+    own, other, goes_with = (
+        (classifier, policy, "--env") if settings is ClassifierTraining else (policy, classifier, "--task or --dataset")
+    )
+    name = message.partition("nrecognized arguments: --")[2].partition(" ")[0].partition("=")[0]
+    if name in other - own:
+        return f"{name}: goes with {goes_with}; give that, or leave it out"
+    return explain(message, sorted({*own, "task", "dataset", "env", "out", "resume"}), "gasim teacher train")
 
 
 def show(progress: Progress) -> None:
