@@ -108,19 +108,19 @@ def record(cell: Cell, sitting: Sitting = ENDLESS) -> dict[str, Any]:
         "command": f"python -m benchmarks.run {cell.suite} "
         f"--only task={cell.task},method={cell.method},seed={cell.seed}",
     }
-    mark(cell).unlink()
+    sittings_file(cell).unlink()
     shutil.rmtree(RunFolder(cell.folder).checkpoint.parent, ignore_errors=True)
     return line
 
 
-def mark(cell: Cell) -> Path:
+def sittings_file(cell: Cell) -> Path:
     """Beside a cell's folder, of which cell it is and how many sittings it has had."""
     return cell.folder.with_name(f"{cell.name}.json")
 
 
 def begin_or_go_on(cell: Cell) -> int:
     """Count the sittings of a cell, this one included; what its folder holds of another definition is removed."""
-    place = mark(cell)
+    place = sittings_file(cell)
     before = json.loads(place.read_text()) if place.exists() else {}
     if before.get("definition") != cell.definition:
         shutil.rmtree(cell.folder, ignore_errors=True)
@@ -142,14 +142,15 @@ def last_state(folder: RunFolder) -> dict[str, Any] | None:
 def distil_by_method(cell: Cell, teacher: Model, sitting: Sitting) -> tuple[Model, dict[str, Any]]:
     """Distil with a method, without environment or data; raises Unfinished, see `record`."""
     folder = RunFolder(cell.folder)
-    resume = last_state(folder) is not None
-    with Display(Console(stderr=True, quiet=not sys.stderr.isatty())) as display:
-        try:
-            distill(cell.config.at(cell.folder), display, resume, overwrite=True, stop=sitting.over)
-        except Interrupted:
-            if sitting.over():
-                raise Unfinished from None
-            raise
+    if not folder.summary.exists():
+        resume = last_state(folder) is not None
+        with Display(Console(stderr=True, quiet=not sys.stderr.isatty())) as display:
+            try:
+                distill(cell.config.at(cell.folder), display, resume, overwrite=True, stop=sitting.over)
+            except Interrupted:
+                if sitting.over():
+                    raise Unfinished from None
+                raise
     summary = folder.read_summary()
     return load_model(folder.student), {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
 

@@ -57,7 +57,7 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
         cell = pending[0]
         if not cell.has_teacher and sitting.left > 0:
             make_teacher(cell, sitting.left)
-        if not cell.has_teacher or not begins(cell, sitting):
+        if not cell.has_teacher or not has_time_for(cell, sitting):
             break
         started = time.monotonic()
         try:
@@ -105,7 +105,7 @@ def train_game(cell: Cell, unfinished: Path, left: float) -> bool:
     return bool(steps >= training.max_steps)
 
 
-def begins(cell: Cell, sitting: Sitting) -> bool:
+def has_time_for(cell: Cell, sitting: Sitting) -> bool:
     """Whether there is time for a cell, or for a part of one that takes more than any sitting of this length.
 
     One that a fresh sitting suffices for waits for that: generators' networks begin anew with each.

@@ -246,5 +246,11 @@ def explain(message: str, known: Sequence[str], command: str = "gasim distill") 
         key, kind, value = wrong_type.groups()
         plain_kind = re.sub(r"<class '(.*)'>", r"\1", kind).replace("typing.", "")
         return f"{key}: {value!r} is not of type {plain_kind}"
-    found = re.search(r"(?:[Uu]nrecognized arguments:|[Uu]nrecognized options:) --([\w.-]+)", line)
-    return unknown_key(found.group(1), known, command) if found else line
+    name = unrecognised(line)
+    return unknown_key(name, known, command) if name else line
+
+
+def unrecognised(message: str) -> str:
+    """The argument that a parser's error does not know; empty for another error."""
+    found = re.search(r"[Uu]nrecognized (?:arguments|options): --([\w.-]+)", message)
+    return found.group(1) if found else ""

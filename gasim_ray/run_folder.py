@@ -141,6 +141,8 @@ class RunFolder:
         self.previous = path / "checkpoint" / "previous.pt"
         self.student = path / "student"
         self.snapshots = path / "snapshots"
+        #: Written when the run is done.
+        self.summary = path / "summary.json"
 
     def begin(self, config: DistillConfig, overwrite: bool) -> None:
         """Make the folder and write config.yaml.
@@ -220,11 +222,11 @@ class RunFolder:
 
     def write_summary(self, entries: dict[str, Any]) -> None:
         """Write summary.json."""
-        write_atomically(self.path / "summary.json", (json.dumps(entries, indent=1) + "\n").encode())
+        write_atomically(self.summary, (json.dumps(entries, indent=1) + "\n").encode())
 
     def read_summary(self) -> dict[str, Any]:
         """What `write_summary` wrote; raises UserError if there is no readable summary."""
-        path = self.path / "summary.json"
+        path = self.summary
         try:
             summary: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError as error:

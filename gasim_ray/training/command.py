@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from rich.console import Console
 
-from gasim_ray.config import explain
+from gasim_ray.config import explain, unrecognised
 from gasim_ray.core.model import Model
 from gasim_ray.errors import UserError
 from gasim_ray.tasks import split_task, teacher_folder, training_of
@@ -65,7 +65,7 @@ def refusal(message: str, settings: type) -> str:
     own, other, goes_with = (
         (classifier, policy, "--env") if settings is ClassifierTraining else (policy, classifier, "--task or --dataset")
     )
-    name = message.partition("nrecognized arguments: --")[2].partition(" ")[0].partition("=")[0]
+    name = unrecognised(message)
     if name in other - own:
         return f"{name}: goes with {goes_with}; give that, or leave it out"
     return explain(message, sorted({*own, "task", "dataset", "env", "out", "resume"}), "gasim teacher train")
