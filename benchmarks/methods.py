@@ -16,6 +16,7 @@ from gasim_ray.core.mixture import PRIORS
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.evaluation.datasets import find_source
 from gasim_ray.methods import METHODS, TeacherFacts, preset
+from gasim_ray.models import ARCHITECTURES
 
 #: Suites whose results a page shows.
 SUITES = ("classic", "images", "cifar-small", "atari")
@@ -39,13 +40,27 @@ SHOWN = {
 }
 
 
+def architecture_rows() -> list[str]:
+    """One row a registered architecture: its name, its settings with their defaults, what its docstring says first."""
+    rows = ["| `student.architecture` | settings | what it is |", "| --- | --- | --- |"]
+    for name, factory in ARCHITECTURES.items():
+        _, _, *given = inspect.signature(factory).parameters.values()
+        settings = ", ".join(f"`{setting.name}` {plain(setting.default)}" for setting in given)
+        rows.append(f"| `{name}` | {settings} | {first_sentence(factory)} |")
+    return rows
+
+
+def first_sentence(documented: Any) -> str:
+    """What a docstring says first, without its full stop."""
+    about = " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
+    return re.split(r"(?<!al\.)(?<=\.) |; raises", about)[0].rstrip(".")
+
+
 def prior_rows() -> list[str]:
     """One row a registered prior: its name, its level of knowledge and what its docstring says first."""
     rows = ["| prior | knowledge | what it is |", "| --- | --- | --- |"]
     for name, prior in PRIORS.items():
-        about = " ".join((inspect.getdoc(prior) or "").split("\n\n")[0].split())
-        first = re.split(r"(?<=\.) |; raises", about)[0].rstrip(".")
-        rows.append(f"| `{name}` | {prior.knowledge} | {first} |")
+        rows.append(f"| `{name}` | {prior.knowledge} | {first_sentence(prior)} |")
     return rows
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import scaling
 from benchmarks.cells import CONTROLS, ROOT, Cell, current_results, load_suite, read_results
 from benchmarks.game_tables import MISSING, game_rows
-from benchmarks.methods import method_pages, prior_rows
+from benchmarks.methods import architecture_rows, method_pages, prior_rows
 from benchmarks.sweep_tables import SUITE, diversity_rows, sweep_rows
 
 FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT / "scaling.md", ROOT.parent / "docs" / "methods.md")
@@ -52,11 +52,11 @@ def update(path: Path, check: bool) -> bool:
 
 
 def table(suite: str) -> str:
-    """A suite's results as Markdown, command, hardware and dates beneath; for `methods` and `priors` what there is."""
+    """A suite's results as Markdown, command, hardware and dates beneath; for what is registered, what there is."""
     if suite == "methods":
         return "\n" + method_pages(spread) + "\n\n"
-    if suite == "priors":
-        return "\n" + "\n".join(prior_rows()) + "\n\n"
+    if suite in REGISTERED:
+        return "\n" + "\n".join(REGISTERED[suite]()) + "\n\n"
     if suite == "sweeps":
         made_by = provenance("python -m benchmarks.sweeps", read_results(SUITE))
         return "\n".join([*sweep_rows(), "", made_by, "", *diversity_rows()]) + "\n"
@@ -201,6 +201,9 @@ def chaos_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
         rows.append("| " + " | ".join([task, method, *told]) + " |")
     return rows
 
+
+#: What is listed without a measurement.
+REGISTERED: dict[str, Callable[[], list[str]]] = {"priors": prior_rows, "architectures": architecture_rows}
 
 #: Kind of a suite, or one of its own -> its table.
 ROWS: dict[str, Callable[[list[Cell], dict[str, dict[str, Any]]], list[str]]] = {

@@ -92,6 +92,8 @@ class DistillConfig:
         check_range(self, {"seed": 0, "checkpoint_seconds": 0.1, "snapshot_seconds": 0})
         # Whether it is there is asked where it computes: a run is also read where it did not.
         check_device_name(self.device)
+        if ":" in self.device and not self.local:
+            raise UserError(f"device: {self.device!r} goes with local; Ray chooses which GPU an actor has: use cuda")
         if self.local and self.generator.gpus:
             raise UserError(
                 f"generator.gpus: {self.generator.gpus:g}, which only actors of Ray reserve; with local, set it to 0 "

@@ -59,7 +59,8 @@ def distill(
 
     Raises UserError for what the user can mend, and Interrupted when it was stopped.
     """
-    check_device_is_there(config.device)
+    if config.local:  # on a cluster the actors' machines have to have it
+        check_device_is_there(config.device)
     teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
     check_objective(teacher, config.generator, config.objective)

@@ -77,6 +77,18 @@ def cluster_address() -> Iterator[str]:
         # Leaving the block closes its standard input, which ends it.
 
 
+@pytest.fixture(scope="module")
+def joined_by_rllib(cluster_address: str) -> Iterator[None]:
+    """The Ray that RLlib starts where there is none is this cluster, here and in what is started from here."""
+    import ray  # after the settings above
+
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster_address)
+        yield
+    ray.shutdown()
+
+
 def processes_of(actor: str) -> list[int]:
     """The processes of this kind of Ray actor on the tests' own cluster."""
     found = []

@@ -67,10 +67,11 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size
 )
 
 
-def possible(local: bool, generator: GeneratorSettings, **others: Any) -> DistillConfig:
-    """A configuration that reserves no GPUs for actors where there are none."""
+def possible(local: bool, device: str, generator: GeneratorSettings, **others: Any) -> DistillConfig:
+    """A configuration that reserves no GPUs for actors where there are none, and names no GPU where Ray chooses."""
     generator = replace(generator, gpus=0.0) if local else generator
-    return DistillConfig(local=local, generator=generator, **others)
+    device = device if local else device.partition(":")[0]
+    return DistillConfig(local=local, device=device, generator=generator, **others)
 
 
 def configs(teacher: Path) -> st.SearchStrategy[DistillConfig]:
@@ -192,6 +193,7 @@ def test_an_architecture_named_by_a_dotted_key_has_no_settings_of_another(read: 
         ({"student": {"learning_rate": float("nan")}}, [], r"^student\.learning_rate: nan is impossible"),
         ({"seed": -1}, [], r"seed: -1 is impossible; give at least 0$"),
         ({"device": "gpu"}, [], "^device: 'gpu' is not one of cpu, cuda"),
+        ({"device": "cuda:1"}, [], r"^device: 'cuda:1' goes with local; .* use cuda$"),
         ({"generator": {"prior": []}}, [], r"^generator\.prior: empty"),
         (
             {"pool": {"replay": 0.5}, "student": {"batch_size": 600}},

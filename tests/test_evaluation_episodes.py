@@ -179,7 +179,10 @@ def two_cpus():
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])  # for Diverging, in the actors
     environment = {"env_vars": {"PYTHONPATH": path}}
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        # So few episodes would not be worth other processes.
+        patch.setattr("gasim_ray.evaluation.episodes.PARALLEL_ENVIRONMENTS", 1)
+        yield
     ray.shutdown()
 
 

@@ -68,7 +68,10 @@ def test_a_killed_learner_goes_on_from_the_last_checkpoint(
 ) -> None:
     """Without a checkpoint the run begins again."""
     run = tmp_path / "run"
-    tree = tiny.tree(vector_teacher, out=str(run), checkpoint_seconds=checkpoint_seconds, budget={"student_steps": 600})
+    budget, generator = {"student_steps": 600}, {"actors": 1}
+    tree = tiny.tree(
+        vector_teacher, out=str(run), checkpoint_seconds=checkpoint_seconds, generator=generator, budget=budget
+    )
     saboteur = Saboteur(300, kill_learner)
     distill(build_config(tree), saboteur)
     assert "warning: the learner was lost (" in saboteur.output.getvalue()

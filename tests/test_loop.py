@@ -193,6 +193,10 @@ def test_more_actors_than_the_cluster_has_is_an_error_that_says_what_is_there(
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"GPU, 0 .* free; lower generator\.actors or generator\.gpus"):
         check_resources(config(generator={"gpus": 0.5}))
+    with pytest.raises(
+        UserError, match=r"^device: cuda is not there \(no machine of the cluster has a GPU\); use cpu$"
+    ):
+        drive(config(device="cuda"))
 
 
 def test_a_mistake_in_an_actor_arrives_as_it_was_raised(vector_teacher: Path, on_cluster: None) -> None:

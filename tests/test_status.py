@@ -35,14 +35,17 @@ def test_a_run_that_is_not_heard_of_is_silent() -> None:
 def test_the_command_shows_a_run_while_it_goes_on(
     tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], gasim: Gasim, cluster_address: str
 ) -> None:
-    tree = tiny.tree(vector_teacher, out=str(tmp_path / "run"), budget={"student_steps": 10**9, "seconds": 300.0})
+    run, budget = tmp_path / "run", {"student_steps": 10**9, "seconds": 300.0}
+    tree = tiny.tree(vector_teacher, out=str(run), generator={"actors": 1}, budget=budget)
     running = gasim("distill", config_file(tree), RAY_ADDRESS=cluster_address)
     deadline, said = time.monotonic() + 120, ""
+    while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
     while "vector, gasim" not in said and time.monotonic() < deadline:
         process = gasim("status", cluster_address)
         said = process.communicate()[0]
         assert process.returncode == 0
-    assert str(tmp_path / "run") in said
+    assert str(run) in said
     running.terminate()
     assert running.wait() == 130
     process = gasim("status", cluster_address)

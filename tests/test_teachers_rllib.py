@@ -113,8 +113,8 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path, model: dict[str, An
     assert not (tmp_path / "teacher").exists()
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, joined_by_rllib: None) -> tuple[Any, Path]:
     """A PPO algorithm on CartPole with a mean/std filter that has seen some steps, and its checkpoint's root."""
     algorithm = (
         PPOConfig()

@@ -21,7 +21,7 @@ from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.teachers import ImportOptions, import_teacher
-from gasim_ray.training import recipes, rllib
+from gasim_ray.training import algorithms, recipes, rllib
 from gasim_ray.training.algorithms import build_algorithm
 from gasim_ray.training.array_ppo import advantages
 from gasim_ray.training.game_appo import stretches
@@ -31,14 +31,18 @@ from gasim_ray.training.progress import Progress
 from gasim_ray.training.recipes import DQNRecipe, game_network
 from gasim_ray.training.rllib import PolicyTraining, policy_observation, train_policy
 
+pytestmark = pytest.mark.usefixtures("joined_by_rllib")
+
 #: A measurement of torch.utils.benchmark, as far as it is looked at.
 Took = namedtuple("Took", "median")
 
 
 @pytest.fixture(autouse=True)
 def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training looks at two episodes instead of sixteen."""
+    """A training looks at two episodes instead of sixteen, and at their first forty steps, as if they stood still."""
     monkeypatch.setattr(rllib, "GAME_LOOKS", (2, 2))
+    monkeypatch.setattr("gasim_ray.evaluation.episodes.STILL_STEPS", 40)
+    monkeypatch.setattr("gasim_ray.evaluation.episodes.STILL_PICTURES", 41)
 
 
 def test_a_training_on_games_leaves_a_teacher_and_goes_on(tmp_path: Path) -> None:
@@ -70,7 +74,8 @@ def test_appo_on_games_learns_from_rollouts_of_a_runner_of_its_own(tmp_path: Pat
     assert all(tensor.abs().max() > 0 for name, tensor in teacher.network.state_dict().items() if "bias" in name)
 
 
-def test_a_runner_plays_with_what_appo_has_learned() -> None:
+def test_a_runner_plays_with_what_appo_has_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(algorithms, "ITERATION_STEPS", 200)
     settings = PolicyTraining(PONG, "appo", width=TINY, bf16=False, env_runners=1)
     algorithm = build_algorithm(settings, policy_observation(PONG))
 
@@ -79,9 +84,8 @@ def test_a_runner_plays_with_what_appo_has_learned() -> None:
         return bool(runner.module.model.network.head[0].bias.abs().max() > 0)
 
     try:
-        for _ in range(4):
-            algorithm.train()
-        assert algorithm.env_runner_group.foreach_env_runner(moved, local_env_runner=False) == [True]
+        there = algorithm.env_runner_group
+        assert any(algorithm.train() and there.foreach_env_runner(moved, local_env_runner=False)[0] for _ in range(40))
     finally:
         algorithm.stop()
 

@@ -26,6 +26,8 @@ from gasim_ray.training.recipes import recipe_for
 from gasim_ray.training.replay_dqn import ArrayReplayBuffer, n_step_transitions
 from gasim_ray.training.rllib import PolicyTraining, train_policy
 
+pytestmark = pytest.mark.usefixtures("joined_by_rllib")
+
 
 def small(algo: str, **changed: Any) -> PolicyTraining:
     """A training that ends after a few iterations."""
@@ -76,8 +78,10 @@ PROGRAM = """
 import signal
 import sys
 from pathlib import Path
+from gasim_ray.training import algorithms
 from gasim_ray.training.rllib import PolicyTraining, train_policy
 
+algorithms.ITERATION_STEPS = 256
 # Where the tests run in the background, a child inherits that SIGINT is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 settings = PolicyTraining(
@@ -110,7 +114,7 @@ def wait_for_steps(out: Path, steps: int, process: subprocess.Popen[str]) -> Non
 def test_a_killed_training_resumes(tmp_path: Path) -> None:
     out = tmp_path / "teacher"
     process = training_process(out, 1_000_000)
-    wait_for_steps(out, 2_000, process)
+    wait_for_steps(out, 1_250, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     reached = checkpointed_steps(out)

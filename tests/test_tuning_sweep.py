@@ -43,13 +43,12 @@ def run_tune(gasim: Gasim, address: str, *arguments: object) -> str:
 def test_a_sweep_leaves_results_and_a_configuration_to_distil(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
 ) -> None:
-    tree = sweep_tree(vector_teacher, searcher="tpe", trials=3, concurrent=2, seeds=2)
+    tree = sweep_tree(vector_teacher, searcher="tpe", trials=2, concurrent=2, seeds=2)
     out = run_tune(gasim, cluster_address, config_file(tree), "--out", "swept")
     assert "sweep: swept" in out
     assert "What mattered to regret cannot be said" in out
     rows = pd.read_csv(tmp_path / "swept" / "results.csv")
-    assert len(rows) == 3
-    assert list(rows["state"]) == ["finished"] * 3
+    assert list(rows["state"]) == ["finished"] * 2
     assert (rows["spent"] == 1).all()
     assert (rows["student_steps"] >= 24).all()
     assert {"generator.steps", "pool.hard", "student.batch_size", "agreement/uniform", "agreement/gas", "kl"} <= set(
@@ -62,7 +61,7 @@ def test_a_sweep_leaves_results_and_a_configuration_to_distil(
     assert yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())["pool"]["hard"] == best["pool.hard"]
     assert {path.stem for path in (tmp_path / "swept" / "plots").glob("*.png")} >= {"history", "parallel", "slices"}
     students = list((tmp_path / "swept").glob("trial_*/checkpoint_*/student"))
-    assert len(students) == 3
+    assert len(students) == 2
     assert load_model(students[0]).config.actions == 3
     assert not list((tmp_path / "swept").rglob("state.pt"))
 
@@ -72,7 +71,7 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write, how: signal.Signals
 ) -> None:
     out = tmp_path / "swept"
-    tree = sweep_tree(vector_teacher, trials=3, concurrent=1)
+    tree = sweep_tree(vector_teacher, trials=2, concurrent=1)
     process = gasim("tune", config_file(tree), "--out", out, RAY_ADDRESS=cluster_address)
 
     def ended() -> list[Path]:
@@ -84,7 +83,8 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
     while not ended() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
-    time.sleep(3)  # what a killed program had not yet saved is run again
+    if how == signal.SIGKILL:
+        time.sleep(3)  # what a killed program had not yet saved is run again
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
     if how == signal.SIGINT:
@@ -93,9 +93,9 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
     before = {path: path.read_bytes() for path in ended()[:1]}
     run_tune(gasim, cluster_address, "--resume", out)
     rows = pd.read_csv(out / "results.csv")
-    assert list(rows["state"]) == ["finished"] * 3
+    assert list(rows["state"]) == ["finished"] * 2
     assert {path: path.read_bytes() for path in before} == before
-    assert len(list(out.glob("trial_*"))) == 3
+    assert len(list(out.glob("trial_*"))) == 2
 
 
 def reports_of(sweep: Path) -> list[dict[str, float]]:
@@ -127,7 +127,10 @@ def test_a_trial_whose_learner_dies_goes_on_from_its_last_report(
 def test_a_trial_that_diverges_or_finds_no_memory_is_retried_and_marked_failed(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
 ) -> None:
-    space = {"student.learning_rate": {"grid": [1e-3, 1e30]}, "pool.capacity": {"grid": [2_000, 10**13]}}
+    space = {
+        "student.learning_rate": {"grid": [1e-3, 1e30]},
+        "pool.capacity": {"grid": [2_000, 10**13], "when": {"student.learning_rate": 1e-3}},
+    }
     tree = sweep_tree(vector_teacher, searcher="grid", scheduler="asha", space=space, retries=1)
     run_tune(gasim, cluster_address, config_file(tree), "--out", "swept")
     rows = pd.read_csv(tmp_path / "swept" / "results.csv").set_index(["student.learning_rate", "pool.capacity"])
@@ -135,7 +138,6 @@ def test_a_trial_that_diverges_or_finds_no_memory_is_retried_and_marked_failed(
         (1e-3, 2_000): "finished",
         (1e-3, 10**13): "failed",
         (1e30, 2_000): "failed",
-        (1e30, 10**13): "failed",
     }
     assert "NaN" in rows.loc[(1e30, 2_000), "reason"]
     assert "can't allocate memory" in rows.loc[(1e-3, 10**13), "reason"]

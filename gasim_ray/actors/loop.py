@@ -77,7 +77,7 @@ class Loop:
     workers: Workers
     config: DistillConfig
     stop: Callable[[], bool]
-    #: Called after every step with the progress; it may write a checkpoint through `state`.
+    #: Called after every step with the loop; it may write a checkpoint of its `state_dict`.
     report: Callable[[Loop], None]
     #: Told of every generator actor that is replaced.
     note: Callable[[str], None] = lambda message: None

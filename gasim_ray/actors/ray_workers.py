@@ -1,4 +1,4 @@
-"""The same workers as Ray actors, spread over the cluster's nodes. Only this file and the command line know Ray."""
+"""The same workers as Ray actors, spread over the cluster's nodes."""
 
 from __future__ import annotations
 
@@ -250,12 +250,14 @@ def learner_gpus(config: DistillConfig) -> float:
 
 
 def check_resources(config: DistillConfig) -> None:
-    """Raise UserError if the cluster has less free than the run reserves, or no such node: Ray would wait for ever.
+    """Raise UserError if the cluster has less free than the run reserves, or no such node or device.
 
-    What a run before this one is still letting go of is waited for.
+    Ray would wait for it for ever. What a run before this one is still letting go of is waited for.
     """
     generator, wanted_label = config.generator, label(config) or {}
     learner, *others = bundles(config)
+    if learner["GPU"] and not ray.cluster_resources().get("GPU"):
+        raise UserError(f"device: {config.device} is not there (no machine of the cluster has a GPU); use cpu")
     labelled = [n for n in ray.nodes() if n["Alive"] and wanted_label.items() <= n["Labels"].items()]
     if wanted_label and all(lacking(learner, node["Resources"]) for node in labelled):
         raise UserError(

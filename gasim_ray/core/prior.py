@@ -1,8 +1,8 @@
 """Where generators start: distributions of observations that need no data. What all share, and the plainest two.
 
 A prior is knowledge, and each names its level: `bounds` uses shape, range and the teacher's own weights; `generic` uses
-what any picture has (smoothness, edges, several scales). Others are in geometry.py and pictures.py; mixture.py
-registers them.
+what any picture or video has (smoothness, edges, several scales, motion); `domain` what one knows of the data.
+mixture.py registers those of all files.
 """
 
 from __future__ import annotations

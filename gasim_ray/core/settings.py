@@ -37,8 +37,8 @@ class StudentSettings:
 
     init: Literal["random", "prune", "svd", "auto"] = "random"
     """Where its weights start: `random`; `prune`, the teacher cut down to its size, which needs the teacher's chain of
-    layers with fewer units; `svd`, the teacher with layers of low rank, from its weights alone; `auto`, what fits
-    of the two, low rank where it matters on invented observations."""
+    layers with fewer units, or a wide residual network no deeper; `svd`, the teacher with layers of low rank, from its
+    weights alone; `auto`, what fits of these, low rank where it matters on invented observations."""
 
     learning_rate: float = 3e-3
     """Adam's learning rate at the start; it falls to zero along a cosine of the budget spent."""
@@ -131,8 +131,8 @@ class GeneratorSettings:
     """Gradient steps for each order; generations of evolved worlds."""
 
     learning_rate: float = 0.3
-    """Adam's learning rate of a network; of a direct generator the first step's length in standard deviations of
-    the prior. Direct steps shorten to 0.3 of it."""
+    """Adam's learning rate of a network; of a rendered one how far a step moves a scene (core.rendered); of a direct
+    one the first step's length in standard deviations of the prior, to 0.3 of which the steps shorten."""
 
     adam: bool = False
     """Step a direct generator by Adam's rule, which comes closer to statistics of the whole batch, instead of along

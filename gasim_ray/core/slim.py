@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
@@ -96,6 +95,8 @@ def pairs(wide: WideResNet, narrow: WideResNet) -> Iterator[list[tuple[list[Wide
 
 def in_order_of(own: Tensor, aim: Tensor) -> Tensor:
     """The order of the channels of `aim` in which each is as close as can be to that of `own` in its place."""
+    from scipy.optimize import linear_sum_assignment  # only here, since every actor's start imports this file
+
     first, second = (x.movedim(1, 0).flatten(1) for x in (own, aim))
     first, second = (x - x.mean(1, keepdim=True) for x in (first, second))
     distance = first.square().sum(1, keepdim=True) + second.square().sum(1) - 2 * first @ second.T

@@ -67,26 +67,3 @@ def kl_nats(teacher_outputs: Tensor, teacher_scale: float, student_outputs: Tens
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """KL(teacher || student) (N,) in nats of logarithms of policies (N, actions)."""
     return (teacher.exp() * (teacher - student)).sum(1)
-
-
-def agreement(teacher: Model, student: Model, observations: npt.NDArray[Any]) -> float:
-    """Fraction of the observations (N, *spec.shape) on which both choose the same action; NaN if there are none.
-
-    Raises UserError if the two do not read the same observations and have the same actions, or answer NaN.
-    """
-    check_same_task(teacher.config, student.config)
-    return same_action(answers(teacher, observations, "teacher"), answers(student, observations, "student"))
-
-
-def policy_kl(teacher: Model, student: Model, observations: npt.NDArray[Any]) -> float:
-    """Mean KL(teacher || student), in nats, on the observations (N, *spec.shape); NaN if there are none.
-
-    Raises as `agreement`.
-    """
-    check_same_task(teacher.config, student.config)
-    return kl_nats(
-        answers(teacher, observations, "teacher"),
-        teacher.config.output_scale,
-        answers(student, observations, "student"),
-        student.config.output_scale,
-    )

@@ -235,13 +235,15 @@ def evaluate_many(
     """`evaluate_return` of several models at once, spread over the CPUs that Ray has free.
 
     `keep` says of how many states, at most, each model's are kept; none for a model that is not in it.
-    Runs in this process if `local`, if Ray has not been initialised or if it has no CPU free; the figures are the same.
+    Runs in this process if `local`, if Ray has not been initialised or has no CPU free, and if the episodes are so few
+    (and of no game) that starting other processes takes longer; the figures are the same.
     Raises as `evaluate_return`.
     """
     for name, model in models.items():
         check_environment(env_id, model.config, name)
         with torch.inference_mode():
             check_finite(model(random_observations(model, 64)), name)
+    local = local or (episodes < PARALLEL_ENVIRONMENTS and not is_atari(env_id))
     workers = 0 if local or not ray.is_initialized() else int(ray.available_resources().get("CPU", 0))
     workers = min(workers, episodes * len(models))
     if workers < 2:

@@ -1,4 +1,4 @@
-"""Makes the MNIST sample that the package carries, for tests and for the demo on a machine without data.
+"""Makes the MNIST sample that the package carries, for tests and for machines without data.
 
 The first 150 training images and the first 50 test images of each digit, in the files' order: 1,500 and 500.
 MNIST: LeCun, Cortes, Burges (CC BY-SA 3.0).

@@ -8,8 +8,8 @@ where teacher and student disagree. In colours they start from textured leaves t
 further, to the teacher's batch-norm statistics too. A game's frames start from scenes in motion and stay as they are.
 Every order draws a fresh batch, so each is a re-initialisation.
 
-The student replays a pool; one of images starts as the teacher cut down to its size where that fits (core.prune,
-core.slim).
+The student replays a pool; one of images or games starts as the teacher cut down to its size where that fits
+(core.prune, core.slim, core.svd).
 """
 
 from __future__ import annotations

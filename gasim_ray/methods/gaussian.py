@@ -1,4 +1,4 @@
-"""Normal noise around what the teacher's normaliser says is the middle, labelled by the teacher: a control."""
+"""Normal noise around the middle of each element's bounds, labelled by the teacher: a control."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def dense(sizes: Sequence[int], activation: str, last_activation: bool) -> nn.Se
 
 
 class MLP(nn.Module):
-    """(N, *input_shape) -> (N, outputs)."""
+    """Dense layers of these sizes, flattened inputs (N, *input_shape) -> (N, outputs)."""
 
     def __init__(
         self,

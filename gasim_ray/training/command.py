@@ -15,7 +15,7 @@ from rich.console import Console
 from gasim_ray.config import explain, unrecognised
 from gasim_ray.core.model import Model
 from gasim_ray.errors import UserError
-from gasim_ray.tasks import split_task, teacher_folder, training_of
+from gasim_ray.tasks import TASKS, split_task, teacher_folder, training_of
 from gasim_ray.teachers import SOURCES, ImportOptions, import_teacher
 from gasim_ray.training.progress import Progress
 
@@ -23,8 +23,13 @@ from gasim_ray.training.progress import Progress
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+#: What `gasim teacher train --help` begins with.
+TRAIN_USAGE = """Train a policy (--env) or a classifier (--dataset, or --task for a named one with its settings).
+`--env NAME --help` shows a policy's settings, `--dataset NAME --help` a classifier's. Named tasks: {tasks}."""
+
+
 def train_command(arguments: list[str]) -> None:
-    """Train a policy (--env) or a classifier (--dataset, or --task for a named one with its settings)."""
+    """Train a policy or a classifier, see TRAIN_USAGE."""
     # Only here, because RLlib takes seconds to import.
     from gasim_ray.training.classifier import ClassifierTraining, train_classifier
     from gasim_ray.training.rllib import PolicyTraining, train_policy
@@ -37,7 +42,8 @@ def train_command(arguments: list[str]) -> None:
         settings, train = ClassifierTraining, train_classifier
     else:
         settings, train = PolicyTraining, train_policy
-    parser = ArgumentParser(prog="gasim teacher train", exit_on_error=False, description=train_command.__doc__)
+    usage = TRAIN_USAGE.format(tasks=", ".join(TASKS))
+    parser = ArgumentParser(prog="gasim teacher train", exit_on_error=False, description=usage)
     parser.add_class_arguments(settings)
     parser.add_argument("--out", type=Path, required=named is None, help="folder of the teacher")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")

@@ -77,7 +77,7 @@ class PolicyTraining:
     """Seconds of training, those before a resume included; None takes 1,200, and for Atari's games no limit."""
 
     max_steps: int = 5_000_000
-    """Environment steps after which to stop; for Atari's games the step size falls to nothing there."""
+    """Environment steps after which to stop; for Atari's games the step size of PPO and APPO falls to nothing there."""
 
     seed: int = 0
     """Seed of the algorithm and its environments."""
