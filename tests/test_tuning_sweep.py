@@ -71,7 +71,7 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write, how: signal.Signals
 ) -> None:
     out = tmp_path / "swept"
-    tree = sweep_tree(vector_teacher, trials=2, concurrent=1)
+    tree = sweep_tree(vector_teacher, trials=3, concurrent=1)
     process = gasim("tune", config_file(tree), "--out", out, RAY_ADDRESS=cluster_address)
 
     def ended() -> list[Path]:
@@ -93,9 +93,9 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
     before = {path: path.read_bytes() for path in ended()[:1]}
     run_tune(gasim, cluster_address, "--resume", out)
     rows = pd.read_csv(out / "results.csv")
-    assert list(rows["state"]) == ["finished"] * 2
+    assert list(rows["state"]) == ["finished"] * 3
     assert {path: path.read_bytes() for path in before} == before
-    assert len(list(out.glob("trial_*"))) == 2
+    assert len(list(out.glob("trial_*"))) == 3
 
 
 def reports_of(sweep: Path) -> list[dict[str, float]]:
@@ -128,10 +128,11 @@ def test_a_trial_that_diverges_or_finds_no_memory_is_retried_and_marked_failed(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
 ) -> None:
     space = {
-        "student.learning_rate": {"grid": [1e-3, 1e30]},
-        "pool.capacity": {"grid": [2_000, 10**13], "when": {"student.learning_rate": 1e-3}},
+        "pool.capacity": {"grid": [2_000, 10**13]},
+        "student.learning_rate": {"grid": [1e-3, 1e30], "when": {"pool.capacity": 2_000}},
     }
     tree = sweep_tree(vector_teacher, searcher="grid", scheduler="asha", space=space, retries=1)
+    tree["base"]["student"]["learning_rate"] = 1e-3
     run_tune(gasim, cluster_address, config_file(tree), "--out", "swept")
     rows = pd.read_csv(tmp_path / "swept" / "results.csv").set_index(["student.learning_rate", "pool.capacity"])
     assert rows["state"].to_dict() == {
