@@ -154,7 +154,8 @@ class ObservationSpec:
         mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
         if self.is_image:
             mean, std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
-        x = (x - mean) / std
+        # A copy is changed in place: of pictures, memory is most of the time.
+        x = (x - mean) / std if observations.dtype == torch.float32 else x.sub_(mean).div_(std)
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
     def quantise(self, observations: Tensor) -> Tensor:
