@@ -86,10 +86,10 @@ def image_preset(teacher: TeacherFacts) -> Tree:
 def frames_preset() -> Tree:
     """Scenes in motion, each used a few times; the student is the teacher cut down, where that fits.
 
-    Few and faint things: among many, or of any tone, a cut-down student gives up what it needs for what games do not
-    show. Chosen on Pong by the KL on its frames, before other games. A student from scratch needs more: things that may
-    fill the picture, faint and bright and with noise, filters without a mean, and what the teacher's layers read (size
-    `scratch` of benchmarks/suites/atari.yaml).
+    Few and faint things, chosen by the KL on frames of Pong before other games; recorded since, many or bright ones do
+    as well there, all at once worse. A student from scratch needs more: things that may fill the picture, faint and
+    bright and with noise, filters without a mean, and what the teacher's layers read (size `scratch` of
+    benchmarks/suites/atari.yaml).
     """
     return {
         "generator": {"kind": "direct", "prior": ["scenes"], "steps": 0, "actors": 1},
