@@ -184,6 +184,7 @@ def test_generators_begin_where_a_node_joins(on_premises: OnPremises) -> None:
     wait_for(lambda: on_premises.nodes() == 2, pause=3.0)
     run = head.home / "elastic"
     script = (on_premises.file, CLUSTER / "gasim.py", "--")
+    assert "4 is free" in on_premises.ray("submit", *script, *DISTILL, "--generator.actors", 5, "--out", run, code=1)
     budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 200, "--out", run)
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(on_premises.ray, "submit", *script, *DISTILL, *budget, code=1)

@@ -15,13 +15,13 @@ from gasim_ray.core.mixture import Chosen, Disputed
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation import compare
-from gasim_ray.evaluation.compare import evaluate_models, evaluate_run
+from gasim_ray.evaluation.compare import STUDENT, evaluate_models, evaluate_run
 from gasim_ray.evaluation.controls import CONTROL_KINDS, untrained
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.evaluation.runs import distil_control, task_of_run
 from gasim_ray.evaluation.table import evaluation_table
-from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask
+from gasim_ray.evaluation.tasks import TEACHER, DatasetTask, EnvironmentTask
 from gasim_ray.run_folder import RunFolder
 
 TASK = EnvironmentTask("CartPole-v1", episodes=4, local=True)
@@ -58,6 +58,17 @@ class Distiller:
     def __call__(self, observations):
         self.asked.append(observations)
         return balancer(-1.0)
+
+
+def test_models_are_compared_on_their_own_scale():
+    blunt, sharp = balancer(), balancer(10.0)
+    for model in (blunt, sharp):
+        model.config = replace(model.config, output_scale=10.0)
+    evaluation, _ = evaluate_models("a run", {TEACHER: balancer(), STUDENT: blunt, "sharp": sharp}, TASK)
+    rows = {row.name: row for row in evaluation.rows}
+    assert rows[STUDENT].agreement == rows["sharp"].agreement == 1
+    assert rows[STUDENT].kl > 1e-4
+    assert rows["sharp"].kl == pytest.approx(0, abs=1e-6)
 
 
 def test_rows_of_a_run(run):
