@@ -152,7 +152,9 @@ def distil_by_method(cell: Cell, teacher: Model, sitting: Sitting) -> tuple[Mode
                     raise Unfinished from None
                 raise
     summary = folder.read_summary()
-    return load_model(folder.student), {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
+    told = {name: summary[name] for name in ("wall_seconds", "synthetic_observations")}
+    steps = int(pd.read_csv(folder.path / "metrics.csv")["student_steps"].iloc[-1])
+    return load_model(folder.student), {**told, "student_steps": steps}
 
 
 def distil_on_data(cell: Cell, teacher: Model, sitting: Sitting) -> tuple[Model, dict[str, Any]]:
@@ -175,8 +177,12 @@ def distil_on_data(cell: Cell, teacher: Model, sitting: Sitting) -> tuple[Model,
     student = distil_control(config, teacher, observations, drive)
     if progress.spent < 1.0:
         raise Unfinished
-    told = {"wall_seconds": progress.seconds, "synthetic_observations": 0, "environment_steps": len(observations)}
-    return student, told
+    return student, {
+        "wall_seconds": progress.seconds,
+        "synthetic_observations": 0,
+        "student_steps": progress.student_steps,
+        "environment_steps": len(observations),
+    }
 
 
 def train_on_labels(cell: Cell, teacher: Model, sitting: Sitting) -> tuple[Model, dict[str, Any]]:

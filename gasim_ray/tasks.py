@@ -79,8 +79,8 @@ def find_task(name: str, groups: str | None = None) -> NamedTask:
 def teacher_folder(name: str, groups: str | None = None) -> Path:
     """Where the task's teacher lies: in ./teachers or where the repository ships it; else where it would be made."""
     task = find_task(name, groups)
-    own = groups is not None and task.groups != TASKS[name].groups
-    folder = f"{name}-{task.groups.replace('/', '_')}" if own else name
+    same = [other for other, known in TASKS.items() if known == task]
+    folder = name if name in same else same[0] if same else f"{name}-{task.groups.replace('/', '_')}"
     places = (Path("teachers"), Path("benchmarks") / "teachers", _REPOSITORY / "benchmarks" / "teachers")
     found = [place / folder for place in places if (place / folder / "config.json").exists()]
     return found[0] if found else places[0] / folder

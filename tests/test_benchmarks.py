@@ -223,6 +223,7 @@ def test_the_control_on_real_observations_says_what_it_took(suite: dict[str, Any
     check_line(line, REAL)
     assert (line["knowledge"], line["synthetic_observations"]) == ("data", 0)
     assert line["environment_steps"] > 50
+    assert line["student_steps"] > 0
 
 
 def test_a_control_may_have_students_of_several_sizes(suite: dict[str, Any]) -> None:
@@ -256,6 +257,7 @@ def test_a_cell_is_recorded_once(
     check_line(line, "gasim")
     assert (line["knowledge"], line["environment_steps"]) == ("bounds", 0)
     assert line["synthetic_observations"] > 0
+    assert line["student_steps"] > 0
     assert "1 cells recorded, 0 to run" in capsys.readouterr().out
     # What changes the result makes the recorded line that of another cell.
     suite["episodes"] = 4

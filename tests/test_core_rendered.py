@@ -106,6 +106,13 @@ def test_an_entropy_that_no_policy_has_is_refused() -> None:
         check_objective(valued(), GeneratorSettings(), ObjectiveSettings(decided=1.0, entropy_wanted=2.0))
 
 
+def test_an_entropy_is_refused_of_a_q_teacher() -> None:
+    with pytest.raises(
+        UserError, match=r"objective\.decided: the teacher answers with q_values, which have no entropy"
+    ):
+        check_objective(tiny.model(FRAMES, outputs="q_values"), GeneratorSettings(), ObjectiveSettings(decided=1.0))
+
+
 def test_what_comes_next_is_refused_of_a_generator_that_does_not_know() -> None:
     with pytest.raises(UserError, match=r"objective\.bellman: a generator of kind direct does not know"):
         check_objective(valued(), GeneratorSettings(), ObjectiveSettings(bellman=1.0))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -303,8 +304,16 @@ def test_a_teacher_of_merged_classes_that_does_not_say_so_is_measured_with_group
 def test_data_set_and_classifier_must_fit(digits, classifier):
     task = DatasetTask(digits)
     task.check(classifier.config, "teacher")
-    with pytest.raises(UserError, match=r"mnist-sample holds images of \[1, 28, 28\], the student reads \[4\]"):
+    with pytest.raises(
+        UserError, match=r"mnist-sample holds images of \[1, 28, 28\] CHW, the student reads \[4\] vector"
+    ):
         task.check(balancer().config, "student")
+    for shape, layout in (((3, 28, 28), "CHW"), ((28, 28, 1), "HWC")):
+        other = replace(classifier.config.observation, shape=shape, layout=layout)
+        with pytest.raises(
+            UserError, match=rf"\[1, 28, 28\] CHW, the teacher reads {re.escape(str(list(shape)))} {layout}"
+        ):
+            task.check(replace(classifier.config, observation=other), "teacher")
     unit = replace(classifier.config.observation, dtype="float32", high=(1.0,))
     with pytest.raises(UserError, match="mnist-sample holds values from 0 to 255, the teacher reads 0 to 1; state"):
         task.check(replace(classifier.config, observation=unit), "teacher")

@@ -85,9 +85,16 @@ def test_a_task_is_trained_distilled_and_evaluated_by_its_name(
     assert cli.main(["teacher", "train", "--task", "mnist-sample", "--epochs", "1"]) == 0
     assert cli.main(["evaluate", "run", "--no-controls", "--json", "figures.json"]) == 0
     assert "hidden modes of what was invented" in capsys.readouterr().out
-    shares = json.loads(Path("figures.json").read_text())[0]["modes"]["shares"]
-    assert list(shares) == [str(digit) for digit in range(10)]
-    assert sum(shares.values()) == pytest.approx(1.0)
+    modes = json.loads(Path("figures.json").read_text())[0]["modes"]
+    assert list(modes["shares"]) == [str(digit) for digit in range(10)]
+    assert sum(modes["shares"].values()) == pytest.approx(1.0)
+    assert modes["recall"] == ModeShares(modes["shares"]).recall
+
+
+def test_groups_that_are_a_named_task_have_its_teacher() -> None:
+    assert teacher_folder("mnist", "0,1/2,3/4,5/6,7/8,9") == teacher_folder("mnist-pairs")
+    assert teacher_folder("mnist-pairs", "") == teacher_folder("mnist")
+    assert teacher_folder("mnist", "0,1/2,3/4,5/6,7,8/9").name == "mnist-0,1_2,3_4,5_6,7,8_9"
 
 
 def test_a_file_and_dotted_keys_win_over_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

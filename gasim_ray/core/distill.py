@@ -118,6 +118,10 @@ def check_objective(teacher: Model, generator: GeneratorSettings, settings: Obje
     for name in ("value", "bellman"):
         if getattr(settings, name) and not teacher.config.value:
             raise UserError(f"objective.{name}: the teacher does not answer the value of a state; set it to 0")
+    if settings.decided and teacher.config.outputs == "q_values":
+        raise UserError(
+            "objective.decided: the teacher answers with q_values, which have no entropy of their own; set it to 0"
+        )
     most = log(teacher.config.actions)
     if settings.decided and settings.entropy_wanted > most:
         raise UserError(

@@ -78,7 +78,10 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready description with the fields above."""
-        return asdict(self)
+        tree = asdict(self)
+        if self.modes is not None:
+            tree["modes"]["recall"] = self.modes.recall
+        return tree
 
     def scores(self) -> dict[str, float]:
         """Mean score of each row by its name."""

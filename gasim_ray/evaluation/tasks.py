@@ -137,10 +137,11 @@ class DatasetTask:
     def check(self, model: ModelConfig, who: str) -> None:
         """See Task."""
         shape, classes = self.dataset.spec.shape, len(self.dataset.class_names)
-        if model.observation.shape != shape:
+        own, layout = model.observation, self.dataset.spec.layout
+        if (own.shape, own.layout) != (shape, layout):
             raise UserError(
-                f"dataset: {self.name} holds images of {list(shape)}, the {who} reads {list(model.observation.shape)}; "
-                "give the --dataset it was trained on"
+                f"dataset: {self.name} holds images of {list(shape)} {layout}, the {who} reads {list(own.shape)} "
+                f"{own.layout}; give the --dataset it was trained on, or a teacher that reads them as they are"
             )
         (low, high), (least, most) = (
             (float(bound.min()) for bound in spec.bounds()) for spec in (self.dataset.spec, model.observation)
