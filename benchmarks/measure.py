@@ -299,7 +299,7 @@ def limited(training: ClassifierTraining, folder: Path, left: float) -> Classifi
     """The training with a budget of so many seconds beyond what the checkpoint in its folder has spent."""
     state = folder / "checkpoint" / "state.pt"
     spent = torch.load(state, weights_only=True, map_location="cpu")["seconds"] if state.exists() else 0.0
-    return replace(training, budget_seconds=spent + max(0.0, left))
+    return replace(training, budget_seconds=spent + max(0.001, left))
 
 
 def evaluation_seconds(cell: Cell) -> float:

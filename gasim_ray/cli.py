@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     """Evaluate runs as the arguments say; table on the terminal, JSON where asked for."""
     from gasim_ray.actors.ray_workers import connect
     from gasim_ray.evaluation.compare import evaluate_run
-    from gasim_ray.evaluation.runs import control_distiller, task_of_run
+    from gasim_ray.evaluation.runs import control_distiller, names_of, task_of_run
     from gasim_ray.evaluation.table import evaluation_table
     from gasim_ray.evaluation.video import check_video, save_video
     from gasim_ray.storage import local_copy
@@ -145,9 +146,10 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     if given.video:
         check_video(given.video, runs, tasks)
     connect()
+    named = names_of(places, runs)
     evaluations = [
-        evaluate_run(run, task, None if given.no_controls else control_distiller(run))
-        for run, task in zip(runs, tasks, strict=True)
+        replace(evaluate_run(run, task, None if given.no_controls else control_distiller(run)), run=name)
+        for (name, run), task in zip(named, tasks, strict=True)
     ]
     figures = json.dumps([evaluation.to_json() for evaluation in evaluations], indent=1)
     if given.json and str(given.json) != "-":
@@ -157,7 +159,7 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     else:
         Console().print(evaluation_table(evaluations))
     if given.video:
-        save_video(given.video, runs, tasks[0])
+        save_video(given.video, dict(named), tasks[0])
 
 
 def teacher_command(arguments: list[str]) -> None:

@@ -56,7 +56,8 @@ class DistillConfig:
     """Fixes all randomness of the synchronous mode."""
 
     device: str = "cpu"
-    """Where networks compute: cpu, cuda, or cuda:N with --local."""
+    """Where the student learns: cpu, cuda, or cuda:N with --local. Generators compute there with --local, and else on
+    what `generator.gpus` reserves."""
 
     bf16: bool = False
     """Compute the networks' products in bfloat16, labels included; weights and losses stay float32."""

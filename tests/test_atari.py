@@ -200,7 +200,7 @@ def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it
     assert "…" not in printed.getvalue()
     check_video(tmp_path / "a.gif", [tmp_path / "run"], [task])
     monkeypatch.setattr(video, "MOST_STEPS", 20)
-    save_video(tmp_path / "films" / "a.gif", [tmp_path / "run"], task)
+    save_video(tmp_path / "films" / "a.gif", {"run": tmp_path / "run"}, task)
     with Image.open(tmp_path / "films" / "a.gif") as film:
         assert film.size == (2 * 3 * 84, 3 * 84 + video.HEADER)
         assert 1 < film.n_frames <= 20

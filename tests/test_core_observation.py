@@ -44,7 +44,7 @@ def specs(draw: st.DrawFn) -> ObservationSpec:
         tuple(draw(st.floats(-5, 5, width=32)) for _ in range(normalisers)),
         tuple(draw(positive) for _ in range(normalisers)),
         draw(st.none() | positive),
-        stack=draw(st.integers(1, 4)),
+        stack=draw(st.sampled_from([n for n in range(1, 6) if channels % n == 0])),
     )
 
 
@@ -121,6 +121,9 @@ def test_a_spec_survives_json(spec: ObservationSpec) -> None:
         ({"mean": (0.0,) * 3}, r"observation\.mean: 3 values"),
         ({"std": (0.0,)}, r"observation\.std: 0\.0 is not positive"),
         ({"low": (1.0,), "high": (1.0,)}, r"observation\.low: .* is not below observation\.high"),
+        ({"stack": 3}, r"observation\.stack: 3 frames do not make 4 channels"),
+        ({"stack": 0}, r"observation\.stack: 0 frames"),
+        ({"dtype": "uint8"}, r"observation\.low: .* is more than uint8 holds; state bounds"),
     ],
 )
 def test_contradictions_are_named(changed: dict[str, Any], said: str) -> None:

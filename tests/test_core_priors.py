@@ -188,11 +188,20 @@ def out_of_bounds() -> Model:
     return teacher
 
 
+def test_a_first_layer_without_biases_has_a_geometry() -> None:
+    teacher = tiny.model(tiny.VECTOR)
+    (first, *_) = (m for m in teacher.modules() if isinstance(m, torch.nn.Linear))
+    first.bias.data.zero_()
+    same = Geometry(teacher, "cpu").bank
+    first.bias = None
+    assert torch.equal(Geometry(teacher, "cpu").bank, same)
+
+
 @pytest.mark.parametrize(
     ("name", "teacher", "said"),
     [
         ("geometry", tiny.model(tiny.GREY), "generator.prior: 'geometry' needs a vector teacher"),
-        ("geometry", narrow(), "generator.prior: 'geometry' needs a vector teacher"),
+        ("geometry", narrow(), "'geometry' needs a first layer of as many units .* has 3 for 4; use 'uniform'"),
         ("geometry", out_of_bounds(), "generator.prior: 'geometry' finds no observation within the bounds"),
         ("fields", tiny.model(tiny.VECTOR), "generator.prior: pictures are for images"),
         ("unifrom", tiny.model(tiny.VECTOR), "generator.prior: 'unifrom' is not one of uniform, "),

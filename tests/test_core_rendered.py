@@ -204,8 +204,13 @@ def test_a_worker_emits_labelled_frames(kind: str, spec: Any) -> None:
     [
         ({"kind": "rendered", "prior": ("uniform",)}, r"generator\.prior: \['uniform'\]; .* rendered takes \[scenes\]"),
         ({"kind": "evolved", "prior": ("scenes",)}, r"kind evolved takes \[worlds\]"),
-        ({"kind": "evolved", "prior": ("worlds",), "candidates": 2}, r"generator\.candidates: does not go"),
-        ({"kind": "rendered", "prior": ("scenes",), "keep_start": True}, r"generator\.keep_start: does not go"),
+        ({"kind": "evolved", "prior": ("worlds",), "candidates": 2}, r"generator\.candidates: 2 does not go"),
+        ({"kind": "rendered", "prior": ("scenes",), "keep_start": True}, r"generator\.keep_start: True does not go"),
+        ({"kind": "network", "blur": 1.0}, r"generator\.blur: 1\.0 does not go with a generator of kind network"),
+        (
+            {"kind": "network", "prior": (), "contrast": 0.5},
+            r"generator\.contrast: 0\.5 .* network and no prior",
+        ),
         ({"kind": "evolved", "prior": ("worlds",), "steps": 0}, r"generator\.steps: 0; .* needs at least 1"),
     ],
 )

@@ -65,7 +65,7 @@ def test_no_product_of_that_rank_is_nearer(rank: int) -> None:
         ({"ranks": [5]}, r"rank 5 is more than convolutions\.0\.weight has; give at most 4"),
         ({"rank": 2, "hidden": [10]}, r"head\.0\.weight is \[12, 324\] in the teacher, \[10, 324\] in the student"),
         ({"rank": 2, "hidden": [12, 12]}, r"head\.2\.weight is \[3, 12\] in the teacher, \[12, 12\]"),
-        ({"rank": 2, "centred": True}, r"the student's first filters have no mean \(`centred`\), and the teacher's do"),
+        ({"rank": 2, "centred": True}, r"first filters of one of the two have no mean"),
         ({"rank": 2, "filters": [[4, 4, 4]]}, r"head\.0\.weight is \[12, 324\] in the teacher"),
     ],
 )

@@ -20,7 +20,7 @@ from gasim_ray.evaluation.compare import STUDENT, evaluate_models, evaluate_run
 from gasim_ray.evaluation.controls import CONTROL_KINDS, untrained
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.environments import environment_spec
-from gasim_ray.evaluation.runs import distil_control, task_of_run
+from gasim_ray.evaluation.runs import distil_control, names_of, task_of_run
 from gasim_ray.evaluation.table import evaluation_table
 from gasim_ray.evaluation.tasks import TEACHER, DatasetTask, EnvironmentTask
 from gasim_ray.run_folder import RunFolder
@@ -299,6 +299,12 @@ def test_a_teacher_of_merged_classes_that_does_not_say_so_is_measured_with_group
         tmp_path / "teacher",
     )
     assert task_of_run(tmp_path, None, None, None, 2, 0).dataset.class_names[0] == "0"
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path):
+    places = ["a/pong", "b/pong", "c/breakout", "d/teacher"]
+    names = [name for name, _ in names_of(places, [tmp_path / place for place in places])]
+    assert names == ["a/pong", "b/pong", "breakout", "d/teacher"]
 
 
 def test_data_set_and_classifier_must_fit(digits, classifier):

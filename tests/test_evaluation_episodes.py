@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.errors import UserError
+from gasim_ray.evaluation.compare import chance
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.evaluation.episodes import (
     EpisodeRunner,
@@ -91,6 +92,14 @@ def test_nothing_depends_on_how_many_run_side_by_side(parallel, episodes, seed, 
     assert together.returns.tolist() == (alone.lengths * (alone.lengths + 1) / 2).tolist()
     assert together.observations.tolist() == alone.observations.tolist()
     assert len(together.observations) == min(keep, int(together.lengths.sum()))
+
+
+def test_random_actions_do_not_depend_on_how_many_processes_play(on_cluster):
+    policy = chance(balancer().config)
+    alone = evaluate_return(policy, "CartPole-v1", 20, 0).returns
+    spread = evaluate_many({"random": chance(balancer().config)}, "CartPole-v1", 20, 0, {})["random"].returns
+    assert spread.tolist() == alone.tolist()
+    assert len(set(alone)) > 5
 
 
 def test_short_episodes_are_not_favoured():

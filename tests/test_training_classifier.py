@@ -99,6 +99,22 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists; --resume"):
         train_classifier(small(), tmp_path / "teacher", lambda _: None)
     train_classifier(small(lr=0.1, epochs=1), tmp_path / "teacher", lambda _: None, overwrite=True)
+    for name, other in (("seed", 1), ("epochs", 2), ("lr", 0.2), ("dataset", "mnist"), ("model", "cnn")):
+        with pytest.raises(UserError, match=rf"^{name}: .* is finished and of .*; give the same or --overwrite"):
+            train_classifier(small(**{"lr": 0.1, "epochs": 1, name: other}), tmp_path / "teacher", print, resume=True)
+
+
+def test_overwrite_replaces_a_teacher_alone_and_not_before_all_is_checked(tmp_path: Path) -> None:
+    out = tmp_path / "teacher"
+    train_classifier(small(epochs=1), out, lambda _: None)
+    with pytest.raises(UserError, match="did you mean 'mnist'"):
+        train_classifier(small(dataset="minst"), out, lambda _: None, overwrite=True)
+    assert load_teacher(out)
+    (out / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which is no part of a teacher"):
+        train_classifier(small(), out, lambda _: None, overwrite=True)
+    with pytest.raises(UserError, match=r"^out: .* is a file"):
+        train_classifier(small(), out / "thesis.tex", lambda _: None, overwrite=True)
 
 
 def test_every_setting_for_larger_images_trains_too(tmp_path: Path) -> None:
@@ -120,6 +136,7 @@ def test_every_setting_for_larger_images_trains_too(tmp_path: Path) -> None:
         ),
         ({"weight_decay": -0.5}, "weight_decay: -0.5"),
         ({"lr": -1.0}, "lr: -1.0"),
+        ({"budget_seconds": 0.0}, "budget_seconds: 0.0 is not positive"),
         ({"dataset": "mnis"}, "did you mean 'mnist'"),
         ({"model": "lenet"}, "did you mean 'lenet5'"),
         ({"dataset": "mnist", "data": Path("nowhere")}, "mnist is not in nowhere"),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ def test_a_reached_goal_ends_the_training(tmp_path: Path) -> None:
     finished = len(reports)
     assert isinstance(train_policy(settings, tmp_path / "teacher", reports.append, resume=True), Model)
     assert len(reports) == finished
+    with pytest.raises(UserError, match=r"^seed: 1, but the finished teacher in .* is of 0; give the same"):
+        train_policy(replace(settings, seed=1), tmp_path / "teacher", reports.append, resume=True)
+    (tmp_path / "teacher" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which is no part of a teacher"):
+        train_policy(settings, tmp_path / "teacher", reports.append, overwrite=True)
 
 
 PROGRAM = """

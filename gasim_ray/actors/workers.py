@@ -149,7 +149,8 @@ def first_batches(student: Model, teacher: Model, prior: Prior | None, config: D
         settings = replace(settings, kind="direct", prior=settings.prior or ("uniform",), steps=0)
         prior = prior or Uniform(teacher, "cpu")
     given = replace(config, generator=settings, objective=objective)
-    synthesizer = Synthesizer(teacher, deepcopy(student), prior, given, LEARNER_KEY, "cpu")
+    device = "cpu" if prior is None else str(prior.device)
+    synthesizer = Synthesizer(teacher, deepcopy(student), prior, given, LEARNER_KEY, device)
     made: list[Tensor] = []
     while sum(len(batch) for batch in made) < count:
         _, batch = synthesizer.synthesize(len(made), StudentWeights(synthesizer.student_step, {}))

@@ -189,7 +189,8 @@ def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
 
 
 def last_dense(
-    model: Model, why: str = "objective.activation, objective.contrastive, student.features_weight:"
+    model: Model,
+    why: str = "objective.activation, objective.contrastive, student.features_weight, student.layers_weight:",
 ) -> nn.Linear:
     """The dense layer that answers; raises UserError, which begins with `why`, if there is none."""
     outputs = model.config.actions + model.config.value

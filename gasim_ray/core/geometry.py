@@ -29,7 +29,8 @@ def boundary_points(first: nn.Linear, spec: ObservationSpec) -> tuple[Tensor, Te
     points lie within the bounds.
     """
     generator = rng("cpu", 0)
-    weight, bias = first.weight.detach().double().cpu(), first.bias.detach().double().cpu()
+    weight = first.weight.detach().double().cpu()
+    bias = torch.zeros(len(weight)).double() if first.bias is None else first.bias.detach().double().cpu()
     size = prod(spec.shape)
     mean, std = (torch.tensor(v, dtype=torch.float64).expand(size) for v in (spec.mean, spec.std))
     low, high = spec.bounds()
@@ -76,8 +77,15 @@ class Geometry(Prior):
         super().__init__(teacher, device)
         first = next((m for m in teacher.network.modules() if isinstance(m, nn.Linear)), None)
         size = prod(self.spec.shape)
-        if self.spec.is_image or first is None or first.in_features != size or first.out_features < size:
-            raise UserError("generator.prior: 'geometry' needs a vector teacher whose first layer is at least as wide")
+        if self.spec.is_image or first is None or first.in_features != size:
+            raise UserError(
+                "generator.prior: 'geometry' needs a vector teacher whose first layer is dense; use 'uniform'"
+            )
+        if first.out_features < size:
+            raise UserError(
+                f"generator.prior: 'geometry' needs a first layer of as many units as an observation has elements, "
+                f"and the teacher's has {first.out_features} for {size}; use 'uniform'"
+            )
         self.bank, self.held = (tensor.to(self.device) for tensor in boundary_points(first, self.spec))
         #: What each point is shrunk towards: the median, but its own value where that is held.
         self.centres = torch.where(self.held, self.bank, self.bank.median(0).values)

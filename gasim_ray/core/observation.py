@@ -102,9 +102,18 @@ class ObservationSpec:
                 )
         if any(s <= 0 for s in self.std):
             raise UserError(f"observation.std: {min(self.std)} is not positive")
+        if self.stack < 1 or self.channels % self.stack:
+            raise UserError(
+                f"observation.stack: {self.stack} frames do not make {self.channels} channels; give a divisor of that"
+            )
         low, high = self.bounds()
         if bool((low >= high).any()):
             raise UserError(f"observation.low: {self.low} is not below observation.high: {self.high}")
+        if self.dtype == "uint8" and (bool((low < 0).any()) or bool((high > 255).any())):
+            raise UserError(
+                f"observation.low: {self.low} to observation.high: {self.high} is more than uint8 holds; "
+                "state bounds within 0 and 255"
+            )
 
     @property
     def channels(self) -> int:

@@ -134,6 +134,7 @@ class Scenes(Prior):
     def __init__(self, teacher: Model, device: torch.device | str, settings: SceneSettings | None = None) -> None:
         super().__init__(teacher, device)
         check_frames(self.spec, "scenes")
+        teacher = teacher.to(self.device)
         self.settings = settings or SceneSettings()
         self.frames = torch.arange(self.spec.stack, device=self.device).reshape(1, -1, 1)
         channels, *sides = self.spec.network_shape

@@ -211,9 +211,14 @@ class GeneratorSettings:
             few = f"{self.actors} actors for {len(self.prior)} priors"
             raise UserError(f"generator.families: {few}; give as many generator.actors, or leave it out")
         wanted = MADE_OF.get(self.kind)
-        for name in ("candidates", "contrast", "keep_start", "adam", "blur"):
-            if wanted and getattr(self, name):
-                raise UserError(f"generator.{name}: does not go with a generator of kind {self.kind}; leave it out")
+        unused = ("keep_start", "adam", "blur") if self.kind != "direct" else ()
+        for name in (*unused, *(("candidates", "contrast") if wanted or not self.prior else ())):
+            if getattr(self, name):
+                raise UserError(
+                    f"generator.{name}: {getattr(self, name)} does not go with a generator of kind {self.kind}"
+                    + ("" if self.prior else " and no prior")
+                    + "; set it to 0"
+                )
         if wanted and not self.steps:
             raise UserError(f"generator.steps: 0; a generator of kind {self.kind} needs at least 1")
         if wanted and tuple(self.prior) != (wanted,):

@@ -42,8 +42,8 @@ def svd_obstacle(teacher: Model, student: Model) -> str | None:
     """Why the student is not the teacher with low-rank layers, in words; None if it is."""
     wanted = {name: list(tensor.shape) for name, tensor in student.network.state_dict().items()}
     low = low_rank_layers(student)
-    if is_centred(student) and not is_centred(teacher):
-        return "the student's first filters have no mean (`centred`), and the teacher's do"
+    if is_centred(student) != is_centred(teacher):
+        return "the first filters of one of the two have no mean (`centred`), and those of the other do"
     if not low:
         return "the student has no layer of lower rank (`rank` and `ranks` of the architecture `cnn`)"
     if getattr(teacher.network, "value", None) is not None:

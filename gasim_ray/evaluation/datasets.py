@@ -30,14 +30,10 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 class Modes:
     """The classes that a data set had before they were merged: hidden from teacher and student."""
 
-    #: (N,) int64.
-    train_labels: Labels
     #: (M,) int64.
     test_labels: Labels
     #: What each means.
     names: tuple[str, ...]
-    #: Which of them each class holds.
-    groups: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +130,7 @@ def grouped(dataset: Dataset, groups: str) -> Dataset:
         train_labels=new_label[dataset.train_labels],
         test_labels=new_label[dataset.test_labels],
         class_names=tuple("+".join(dataset.class_names[label] for label in group) for group in members),
-        modes=Modes(dataset.train_labels, dataset.test_labels, dataset.class_names, members),
+        modes=Modes(dataset.test_labels, dataset.class_names),
     )
 
 

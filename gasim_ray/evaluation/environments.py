@@ -131,9 +131,14 @@ def check_environment(env_id: str, model: ModelConfig, who: str) -> None:
     for what in ("dtype", "layout", "skip", *of_games, *of_pictures):
         shown, wanted = getattr(spec, what), getattr(read, what)
         if shown != wanted:
-            raise UserError(f"env: {env_id} shows observations of {what} {shown}, the {who} reads {what} {wanted}")
+            raise UserError(
+                f"env: {env_id} shows observations of {what} {shown}, the {who} reads {what} {wanted}; "
+                "give the --env it was trained on"
+            )
     if actions != model.actions:
-        raise UserError(f"env: {env_id} has {actions} actions, the {who} has {model.actions}")
+        raise UserError(
+            f"env: {env_id} has {actions} actions, the {who} has {model.actions}; give the --env it was trained on"
+        )
     trained_on = str(model.source.get("environment", ""))
     if is_atari(env_id) and is_atari(trained_on) and _game(env_id) != _game(trained_on):
         raise UserError(f"env: the {who} was trained on {trained_on}, not on {env_id}; give that, or another {who}")

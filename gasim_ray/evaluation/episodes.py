@@ -251,8 +251,10 @@ def evaluate_many(
             name: evaluate_return(model, env_id, episodes, seed, keep.get(name, 0)) for name, model in models.items()
         }
     references = {name: ray.put(model) for name, model in models.items()}
-    shards = shard_episodes(episodes, -(-workers // len(models)))
-    orders = [(name, shard) for name in models for shard in shards]
+    most = -(-workers // len(models))
+    # Random actions would be the same ones in each process.
+    shares = {name: 1 if model.config.architecture["name"] == "chance" else most for name, model in models.items()}
+    orders = [(name, shard) for name in models for shard in shard_episodes(episodes, shares[name])]
     actors = [EpisodeActor.remote(env_id) for _ in range(min(workers, len(orders)))]
     try:
         pool = ActorPool(actors)

@@ -61,7 +61,10 @@ def mode_shares(observations: Observations, judge: Model, modes: Modes) -> ModeS
     Raises UserError if the judge tells another number of classes apart, or there are no observations.
     """
     if judge.config.actions != len(modes.names):
-        raise UserError(f"judge: tells {judge.config.actions} classes apart where there were {len(modes.names)}")
+        raise UserError(
+            f"judge: tells {judge.config.actions} classes apart where there were {len(modes.names)}; "
+            "train one on the data set unmerged"
+        )
     if len(observations) == 0:
         raise UserError("observations: none to spread over modes")
     seen = np.bincount(answers(judge, observations, "judge").argmax(1).numpy(), minlength=len(modes.names))

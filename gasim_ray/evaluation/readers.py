@@ -195,7 +195,7 @@ def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, cl
             with Image.open(BytesIO(content)) as picture:
                 pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
         except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"{where}: {part}/{label}/{name} is no image ({error})") from error
+            raise UserError(f"{where}: {part}/{label}/{name} is no image ({error}); fetch it again") from error
         images[part].append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
         labels[part].append(label)
     classes = sorted(set(labels["train"]))
@@ -208,7 +208,7 @@ def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, cl
         )
     sizes = {image.shape for part in images.values() for image in part}
     if len(sizes) > 1:
-        raise UserError(f"{where}: images of several shapes, {sorted(sizes)[0]} and {sorted(sizes)[1]}")
+        raise UserError(f"{where}: images of several shapes, {sorted(sizes)[0]} and {sorted(sizes)[1]}; give all one")
     number = {name: index for index, name in enumerate(class_names)}
     return (
         np.stack(images["train"]),

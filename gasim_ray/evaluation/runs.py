@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -50,6 +50,15 @@ def task_of_run(
     task: Task = EnvironmentTask(env, episodes, seed) if env else DatasetTask(load_dataset(str(dataset), data, merged))
     task.check(teacher, TEACHER)
     return task
+
+
+def names_of(places: Sequence[str], runs: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Runs under their folders' names, or as they were given where a name repeats or is the teacher's."""
+    names = [run.resolve().name for run in runs]
+    told = [
+        place if names.count(name) > 1 or name == TEACHER else name for place, name in zip(places, names, strict=True)
+    ]
+    return list(zip(told, runs, strict=True))
 
 
 @lru_cache

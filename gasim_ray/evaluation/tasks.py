@@ -83,6 +83,8 @@ class EnvironmentTask:
     def __post_init__(self) -> None:
         if self.episodes < 2:
             raise UserError(f"episodes: {self.episodes} is too few for an interval; give 2 or more")
+        if self.seed < 0:
+            raise UserError(f"seed: {self.seed} is negative; give 0 or more")
 
     def check(self, model: ModelConfig, who: str) -> None:
         """See Task; of a game, how often actions are repeated must be what the model was trained with, too."""

@@ -38,11 +38,11 @@ def check_video(path: Path, runs: Sequence[Path], tasks: Sequence[Task]) -> None
             raise UserError(f"video: the teacher of {run} reads vectors; only what sees pictures can be shown")
 
 
-def save_video(path: Path, runs: Sequence[Path], task: Task) -> None:
-    """Write the first MOST_STEPS steps of episode 0 of the task's seed; see `check_video`."""
+def save_video(path: Path, runs: Mapping[str, Path], task: Task) -> None:
+    """Write the first MOST_STEPS steps of episode 0 of the task's seed, runs under their names; see `check_video`."""
     assert isinstance(task, EnvironmentTask)
-    models = {TEACHER: load_model(saved_config(runs[0]).teacher)}
-    models |= {run.resolve().name: load_model(RunFolder(run).student) for run in runs}
+    models = {TEACHER: load_model(saved_config(next(iter(runs.values()))).teacher)}
+    models |= {name: load_model(RunFolder(run).student) for name, run in runs.items()}
     film = pictures(models, task)
     path.parent.mkdir(parents=True, exist_ok=True)
     next(film).save(path, save_all=True, append_images=film, duration=PICTURE_MS, loop=0)

@@ -9,13 +9,18 @@ from torch import Tensor, nn
 class Chance(nn.Module):
     """The largest of its answers is a draw from softmax(logits), whatever it reads; at first all are alike.
 
-    Draws follow one another from a seed of its own.
+    Draws follow one another from a seed of its own, from the first again after `eval()`, with which episodes begin.
     """
 
     def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(outputs))
         self.draws = 0
+
+    def train(self, mode: bool = True) -> Chance:
+        """See nn.Module."""
+        self.draws = 0
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, *input_shape) -> (N, outputs): the logits with Gumbel noise."""

@@ -10,6 +10,21 @@ from pathlib import Path
 
 from gasim_ray.errors import UserError
 
+#: What a teacher's folder holds, trained, half trained, or left by a kill.
+TEACHER_FILES = {"config.json", "model.safetensors", "checkpoint", ".checkpoint.new", ".checkpoint.old"}
+
+
+def check_teacher_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Raise UserError if a teacher may not be written there: a file, or a folder with one or with something else."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: {out} is a file; give a folder")
+    found = {path.name for path in out.iterdir()} if out.exists() else set()
+    if found and not (resume or overwrite):
+        raise UserError(f"out: {out} exists; --resume goes on with it, --overwrite starts afresh")
+    other = sorted(found - TEACHER_FILES)
+    if other and not resume:
+        raise UserError(f"out: {out} holds {other[0]}, which is no part of a teacher; --overwrite leaves it alone")
+
 
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:

@@ -21,7 +21,7 @@ from gasim_ray.core.distill import shifted
 from gasim_ray.core.model import Model, ModelConfig, check_network, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.datasets import Dataset, load_dataset
-from gasim_ray.teachers.folder import replaced_folder, surviving_folder
+from gasim_ray.teachers.folder import check_teacher_folder, replaced_folder, surviving_folder
 from gasim_ray.training.progress import Progress, Report
 
 #: Test images of one forward pass.
@@ -91,6 +91,8 @@ class ClassifierTraining:
         if self.lr <= 0 or self.shift < 0 or self.weight_decay < 0:
             given = f"lr: {self.lr}, shift: {self.shift}, weight_decay: {self.weight_decay}"
             raise UserError(f"{given}; lr must be positive and the others not negative")
+        if not self.budget_seconds > 0:
+            raise UserError(f"budget_seconds: {self.budget_seconds} is not positive; give .inf for no limit")
         check_device_is_there(self.device)
 
 
@@ -102,15 +104,15 @@ def train_classifier(
     There is a checkpoint after each epoch; after Ctrl-C or a kill `resume` goes on from the last one. Raises UserError
     if the data set is not found, `out` exists without `resume` or `overwrite`, or the checkpoint is of other settings.
     """
+    check_teacher_folder(out, resume, overwrite)
     checkpoint = surviving_folder(out / "checkpoint")
-    if overwrite and not resume:
-        shutil.rmtree(out, ignore_errors=True)
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise UserError(f"out: {out} exists; --resume goes on with it, --overwrite starts afresh")
-    if (out / "config.json").exists() and not checkpoint.exists():
-        return load_model(out).frozen()
+    if resume and (out / "config.json").exists() and not checkpoint.exists():
+        return finished(settings, out)
     training = _Training(settings, load_dataset(settings.dataset, settings.data, settings.groups), out, report)
-    training.restore()
+    if resume:
+        training.restore()
+    else:
+        shutil.rmtree(out, ignore_errors=True)
     try:
         while training.epoch < settings.epochs and training.seconds < settings.budget_seconds:
             training.run_epoch()
@@ -119,6 +121,24 @@ def train_classifier(
         training.say(f"stopped; go on after epoch {training.epoch} with --resume --out {out}")
         raise
     return training.finish()
+
+
+def finished(settings: ClassifierTraining, out: Path) -> Model:
+    """The teacher of a training that came to its end; raises UserError if it was of other settings."""
+    teacher = load_model(out).frozen()
+    source = teacher.config.source
+    architecture = {"name": settings.model, **settings.arguments}
+    asked = {"dataset": settings.dataset, "groups": settings.groups, "epochs": settings.epochs, "seed": settings.seed}
+    had = {"groups": "", **{name: source[name] for name in asked if name in source}}
+    asked |= {"model": architecture, **{name: getattr(settings, name) for name in OPTIMISATION}}
+    had |= {"model": dict(teacher.config.architecture), **source.get("training", {})}
+    for name, before in had.items():
+        if asked[name] != before:
+            raise UserError(
+                f"{name}: {asked[name]!r}, but the teacher in {out} is finished and of {before!r}; "
+                "give the same or --overwrite"
+            )
+    return teacher
 
 
 class _Training:

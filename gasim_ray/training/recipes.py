@@ -14,7 +14,7 @@ from gasim_ray.evaluation.atari import is_atari
 
 @dataclass(frozen=True)
 class DQNRecipe:
-    """Settings of DQN: double, dueling, uniform replay, targets of several steps."""
+    """Settings of DQN: double, uniform replay, targets of several steps; dueling where vectors are read."""
 
     #: Adam's step size.
     lr: float = 6.3e-4

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
+from gasim_ray.core.model import Model, ModelConfig, load_config, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
@@ -29,7 +29,7 @@ from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.evaluation.episodes import PARALLEL_ENVIRONMENTS, evaluate_many
 from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.teachers import with_output_scale
-from gasim_ray.teachers.folder import replaced_folder, surviving_folder
+from gasim_ray.teachers.folder import check_teacher_folder, replaced_folder, surviving_folder
 from gasim_ray.teachers.rllib_modules import model_from_module
 from gasim_ray.training.progress import Progress, Report
 from gasim_ray.training.recipes import STOP_RETURNS, recipe_for
@@ -190,27 +190,34 @@ def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool)
 
     Raises UserError if the folder is in the way or belongs to other settings.
     """
+    check_teacher_folder(out, resume, overwrite)
     checkpoint = surviving_folder(out / "checkpoint")
-    if overwrite and not resume:
+    if not resume:
         shutil.rmtree(out, ignore_errors=True)
-    if out.exists() and any(out.iterdir()) and not resume:
-        raise UserError(f"out: {out} exists; --resume goes on with it, --overwrite starts afresh")
     if not (checkpoint / "state.json").exists():
-        return None if (out / "config.json").exists() else _State()
+        if not (out / "config.json").exists():
+            return _State()
+        source = load_config(out).source
+        trained = {"env": source.get("environment"), "algo": source.get("algorithm"), "seed": source.get("seed")}
+        _check_same(settings, {**trained, **source.get("training", {})}, f"the finished teacher in {out}")
+        return None
     try:
         saved = json.loads((checkpoint / "state.json").read_text())
     except ValueError as error:
         raise _damaged(out, error) from error
+    _check_same(settings, saved["settings"], f"the checkpoint in {out}")
+    return _State(**saved["state"])
+
+
+def _check_same(settings: PolicyTraining, known: dict[str, Any], where: str) -> None:
+    """Raise UserError if what is there was trained with other settings, as far as it tells them."""
     for name in ("env", "algo", "hidden", "network", "width", "seed"):
         given = getattr(settings, name)
-        before = saved["settings"].get(name, given)
+        before = known.get(name, given)
         if name == "hidden":  # a list where it is from a file
             given, before = tuple(given), tuple(before)
         if given != before:
-            raise UserError(
-                f"{name}: {given!r}, but the checkpoint in {out} is of {before!r}; give the same or --overwrite"
-            )
-    return _State(**saved["state"])
+            raise UserError(f"{name}: {given!r}, but {where} is of {before!r}; give the same or --overwrite")
 
 
 def _damaged(out: Path, error: Exception) -> UserError:
