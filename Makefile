@@ -2,16 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test format
+.PHONY: demo test checks tests format
 
 demo: .venv/installed
 	$(BIN)/gasim demo
 
 test: .venv/installed
+	$(MAKE) --no-print-directory --jobs 2 checks tests
+
+checks:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.tables --check
+
+tests:
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 format: .venv/installed

@@ -36,9 +36,14 @@ settings.register_profile("gasim", deadline=None)
 settings.load_profile("gasim")
 
 
+#: Files that take longest, in the order in which they begin, so that no worker is left alone with one at the end.
+LONGEST = ("test_tuning_sweep.py", "test_benchmarks.py", "test_training_games.py", "test_training_rllib.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest comes first, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_tuning_sweep.py")
+    """See LONGEST; the others follow by name."""
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -162,8 +162,6 @@ def test_a_script_submitted_to_three_hosts_distils_on_them(on_premises: OnPremis
     said = on_premises.ray("submit", *script, *DISTILL, "--budget.student_steps", 400, "--out", run)
     assert "run: " in said
     assert json.loads((run / "summary.json").read_text())["generator_actors"] == 3
-    # The exit status is the run's.
-    assert "no model there" in on_premises.ray("submit", *script, "distill", "--teacher", "nowhere", code=1)
 
 
 def test_a_job_takes_the_working_folder_along(on_premises: OnPremises) -> None:
@@ -184,6 +182,7 @@ def test_generators_begin_where_a_node_joins(on_premises: OnPremises) -> None:
     wait_for(lambda: on_premises.nodes() == 2, pause=3.0)
     run = head.home / "elastic"
     script = (on_premises.file, CLUSTER / "gasim.py", "--")
+    # The exit status is the run's.
     assert "4 is free" in on_premises.ray("submit", *script, *DISTILL, "--generator.actors", 5, "--out", run, code=1)
     budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 200, "--out", run)
     with ThreadPoolExecutor(1) as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -165,6 +166,9 @@ def test_the_score_speaks_for_information_and_units_in_use_and_against_impossibl
     right, far, wrong = score(Seen(policy, nothing, values), 1.0).tolist()
     assert (right, far) == (pytest.approx(0.0, abs=0.01), pytest.approx(-1.0 - 0.5 * 0.98**2, abs=0.01))
     assert wrong == pytest.approx(-0.5 * (0.2 - 0.99 * 0.6) ** 2, abs=0.01)
+    even = torch.full((1, 2, 2), 0.5).log()
+    asked = [float(score(Seen(even, nothing[:1], None), 1.0, entropy)) for entropy in (0.69, 0.19)]
+    assert asked == [pytest.approx(0.0, abs=0.01), pytest.approx(-0.5, abs=0.01)]
 
 
 def test_children_have_things_of_both() -> None:
@@ -199,10 +203,33 @@ def test_a_worker_emits_labelled_frames(kind: str, spec: Any) -> None:
     assert (batch.observations.shape, batch.observations.dtype) == ((20, *spec.shape), "uint8")
 
 
+@pytest.mark.parametrize(("kind", "made_of"), [("rendered", "scenes"), ("evolved", "worlds")])
+def test_other_priors_keep_their_shares_beside_what_is_found(kind: str, made_of: str) -> None:
+    teacher = tiny.model(FRAMES)
+    objective = ObjectiveSettings(adversarial=float(kind == "rendered"))
+    settings = GeneratorSettings(kind=kind, prior=(made_of, "uniform", "patches"), steps=1, batch_size=32)  # type: ignore[arg-type]
+    student = new_student(teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0)
+    mixture, given = Mixture(settings.prior, teacher, "cpu"), DistillConfig("", generator=settings, objective=objective)
+    worker = Synthesizer(teacher, student, mixture, given, 0, "cpu")
+    _, batch = worker.synthesize(0, StudentWeights(-1, {}))
+    assert len(batch.observations) == 32
+    # Noise has as many tones as pixels, what is drawn hardly any.
+    tones = [len(np.unique(observation)) for observation in batch.observations]
+    assert all(n > 200 for n in tones[12:22])
+    assert max(tones[:12]) < 150
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"kind": "rendered", "prior": ("uniform",)}, r"generator\.prior: \['uniform'\]; .* rendered takes \[scenes\]"),
+        (
+            {"kind": "rendered", "prior": ("uniform",)},
+            r"generator\.prior: \['uniform'\]; .* rendered takes \[scenes\] f",
+        ),
+        (
+            {"kind": "evolved", "prior": ("worlds", "scenes"), "families": True},
+            r"generator\.families: True does not go",
+        ),
         ({"kind": "evolved", "prior": ("scenes",)}, r"kind evolved takes \[worlds\]"),
         ({"kind": "evolved", "prior": ("worlds",), "candidates": 2}, r"generator\.candidates: 2 does not go"),
         ({"kind": "rendered", "prior": ("scenes",), "keep_start": True}, r"generator\.keep_start: True does not go"),

@@ -62,24 +62,25 @@ def at(address: str, folder: Path) -> Path:
 
 
 def test_a_run_at_an_address_is_whole_and_is_taken_up_elsewhere(
-    address: str, tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], gasim: Gasim
+    address: str,
+    tmp_path: Path,
+    vector_teacher: Path,
+    config_file: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tree = tiny.tree(vector_teacher, local=True, out=address, checkpoint_seconds=0.1)
-    first = gasim("distill", config_file(tree))
-    said, complaint = first.communicate()
-    assert first.returncode == 0, complaint
-    assert f"run: {address}" in said
+    distil = ["distill", str(config_file(tree))]
+    assert cli.main(distil) == 0
+    assert f"run: {address}" in capsys.readouterr().out
     run = at(address, tmp_path / "copy")
     for name in ("config.yaml", "metrics.csv", "summary.json", "samples.png", "checkpoint/state.pt"):
         assert (run / name).stat().st_size > 0
     before = load_model(run / "student")
     assert not list(run.rglob("*.partial"))
     assert not any(SECRET.encode() in path.read_bytes() for path in run.rglob("*") if path.is_file())
-    again = gasim("distill", config_file(tree))
-    assert again.wait() == 2
-    assert "go on with --resume" in again.communicate()[1]
-    longer = gasim("distill", config_file(tree), "--budget.student_steps", 80, "--resume")
-    assert longer.wait() == 0, longer.communicate()[1]
+    assert cli.main(distil) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    assert cli.main([*distil, "--budget.student_steps", "80", "--resume"]) == 0
     after = at(address, tmp_path / "after")
     earlier, later = ((folder / "metrics.csv").read_text().splitlines() for folder in (run, after))
     assert later[: len(earlier) - 1] == earlier[:-1]  # the last row may be later than the checkpoint

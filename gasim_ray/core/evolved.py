@@ -1,9 +1,10 @@
 """Worlds that are found instead of made: those live on which the teacher's own answers speak for.
 
 A world in which the teacher plays as it was trained to looks so to the teacher: its policy depends on what happens
-(mutual information of state and action), most of its units are on at some time and off at another, and its values are
-within what rewards allow and foretell each other (Bellman's equation along the roll-out). Nothing here reads a frame
-of a game. Worlds are scored on fresh roll-outs in each generation, so that luck does not live on.
+(mutual information of state and action) and is as sure as it was in its training, if it says how sure that was, most
+of its units are on at some time and off at another, and its values are within what rewards allow and foretell each
+other (Bellman's equation along the roll-out). Nothing here reads a frame of a game. Worlds are scored on fresh
+roll-outs in each generation, so that luck does not live on.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from gasim_ray.core.worlds import World, Worlds
 SCORED = 24
 #: Share of a child's things that are drawn anew, and of those that are taken from its other parent.
 FRESH, CROSSED = 0.15, 0.25
-#: What the terms of the score weigh: units that are on and off, information, values out of bounds, Bellman's error.
-COVERAGE, INFORMATION, EXCESS, BELLMAN = 3.0, 1.0, 1.0, 0.5
+#: What the terms of the score weigh: units that are on and off, information, values out of bounds, Bellman's error,
+#: and nats of entropy away from the policy's own.
+COVERAGE, INFORMATION, EXCESS, BELLMAN, ENTROPY = 3.0, 1.0, 1.0, 0.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,19 @@ class Seen:
     values: Tensor | None
 
 
-def score(seen: Seen, bound: float) -> Tensor:
-    """How much a teacher's answers speak for each world, (N,); values beyond `bound` speak against it."""
+def score(seen: Seen, bound: float, entropy: float | None = None) -> Tensor:
+    """How much a teacher's answers speak for each world, (N,).
+
+    Values beyond `bound` speak against it, and a mean entropy other than the policy's own, in nats, if that is known.
+    """
     policy = seen.policy.exp()
     mean = policy.mean(1)
-    information = (policy * seen.policy).sum(2).mean(1) - (mean * mean.clamp_min(1e-8).log()).sum(1)
+    unsure = -(policy * seen.policy).sum(2).mean(1)
+    information = -(mean * mean.clamp_min(1e-8).log()).sum(1) - unsure
     on = (seen.features > 0).float().mean(1)
     total = COVERAGE * ((on > 0) & (on < 1)).float().mean(1) + INFORMATION * information
+    if entropy is not None:
+        total = total - ENTROPY * (unsure - entropy).abs()
     if seen.values is None:
         return total
     excess = objectives.value_excess(seen.values, bound).mean(1)
@@ -87,10 +95,10 @@ class EvolvedGenerator:
     def improve(self, objective: Objective, rng: torch.Generator) -> float:
         """Take the settings' generations; returns minus the mean score before the last. The objective is not asked."""
         assert self.worlds is not None
-        value = 0.0
+        value, own = 0.0, self.prior.teacher.config.source.get("entropy")
         for _ in range(self.settings.steps):
             seen = watch(self.prior, self.worlds, SCORED, rng)
-            found = score(seen, self.prior.settings.value_bound)
+            found = score(seen, self.prior.settings.value_bound, own)
             parents = chosen(self.worlds, found.topk(self.count - self.count // 2).indices)
             self.worlds = joined(parents, self.children(parents, self.count // 2, rng))
             value = -float(found.mean())

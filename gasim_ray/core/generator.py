@@ -5,7 +5,7 @@ Both start, improve themselves against an objective, and emit a batch; methods c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil, prod
 from typing import Any, Protocol
 
@@ -91,6 +91,19 @@ class DirectGenerator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+class Beside:
+    """Another generator's observations beside samples of priors that stay as drawn: what it finds, and a wide rest."""
+
+    def __init__(self, own: Generator, priors: Sequence[Prior], count: int) -> None:
+        self.own, self.priors, self.count = own, priors, count
+        self.start, self.improve = own.start, own.improve
+        self.state_dict, self.load_state_dict = own.state_dict, own.load_state_dict
+
+    def emit(self, rng: torch.Generator) -> Tensor:
+        """See Generator; `count` samples of each prior come last."""
+        return torch.cat([self.own.emit(rng), *(prior.sample(self.count, rng) for prior in self.priors)])
 
 
 class NetworkGenerator:

@@ -86,7 +86,7 @@ class StudentSettings:
             raise UserError("student.logits_weight: 0 with student.logits_alone leaves no loss; give it a weight")
 
 
-#: Kind of generator -> the one prior that it is made of.
+#: Kind of generator -> the prior that it is made of.
 MADE_OF = {"rendered": "scenes", "evolved": "worlds"}
 
 
@@ -101,7 +101,8 @@ class GeneratorSettings:
     what scenes are made of; `evolved` lets worlds live on which the teacher speaks for, a generation a step."""
 
     prior: tuple[str, ...] = ("uniform",)
-    """Distributions that observations start from, in equal shares; a network may have none."""
+    """Distributions that observations start from, in equal shares; a network may have none. What is rendered or evolved
+    is made of the first; the others' shares stay as they are drawn."""
 
     families: bool = False
     """Let each actor draw from one of the priors alone, in turn, instead of from all of them."""
@@ -211,8 +212,9 @@ class GeneratorSettings:
             few = f"{self.actors} actors for {len(self.prior)} priors"
             raise UserError(f"generator.families: {few}; give as many generator.actors, or leave it out")
         wanted = MADE_OF.get(self.kind)
-        unused = ("keep_start", "adam", "blur") if self.kind != "direct" else ()
-        for name in (*unused, *(("candidates", "contrast") if wanted or not self.prior else ())):
+        moved = ("keep_start", "adam", "blur") if self.kind != "direct" else ()
+        drawn = ("candidates", "contrast") if wanted or not self.prior else ()
+        for name in (*moved, *drawn, *(("families",) if wanted else ())):
             if getattr(self, name):
                 raise UserError(
                     f"generator.{name}: {getattr(self, name)} does not go with a generator of kind {self.kind}"
@@ -221,8 +223,10 @@ class GeneratorSettings:
                 )
         if wanted and not self.steps:
             raise UserError(f"generator.steps: 0; a generator of kind {self.kind} needs at least 1")
-        if wanted and tuple(self.prior) != (wanted,):
-            raise UserError(f"generator.prior: {list(self.prior)}; a generator of kind {self.kind} takes [{wanted}]")
+        if wanted and tuple(self.prior[:1]) != (wanted,):
+            raise UserError(
+                f"generator.prior: {list(self.prior)}; a generator of kind {self.kind} takes [{wanted}] first"
+            )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
 from gasim_ray.core.contrast import Contrast
 from gasim_ray.core.distill import generator_loss, views
 from gasim_ray.core.evolved import EvolvedGenerator
-from gasim_ray.core.generator import DirectGenerator, Following, Generator, NetworkGenerator
+from gasim_ray.core.generator import Beside, DirectGenerator, Following, Generator, NetworkGenerator
 from gasim_ray.core.mixture import Disputed, Mixture
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.prior import Prior
@@ -23,7 +23,7 @@ from gasim_ray.core.rendered import RenderedGenerator
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings, Synthesis
 
-#: Kind -> generators that are made of the one prior in core.settings.MADE_OF.
+#: Kind -> generators that are made of the prior in core.settings.MADE_OF.
 OF_ONE_PRIOR: dict[str, Callable[[Any, GeneratorSettings], Generator]] = {
     "rendered": RenderedGenerator,
     "evolved": EvolvedGenerator,
@@ -73,7 +73,11 @@ class Synthesizer:
         assert prior is not None
         if self.settings.kind in OF_ONE_PRIOR:
             assert isinstance(prior, Mixture)
-            return OF_ONE_PRIOR[self.settings.kind](prior.priors[0], self.settings)
+            first, *others = prior.priors
+            share = self.settings.batch_size // len(prior.priors)
+            settings = replace(self.settings, batch_size=self.settings.batch_size - share * len(others))
+            own = OF_ONE_PRIOR[self.settings.kind](first, settings)
+            return Beside(own, others, share) if others else own
         if self.settings.disputed:
             prior = Disputed(prior, self.teacher, self.student, self.settings.disputed)
         return DirectGenerator(prior, self.settings, rng(self.device, 0))
