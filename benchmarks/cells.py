@@ -50,6 +50,8 @@ class Cell:
     tree: dict[str, Any]
     #: Fields of PolicyTraining by which the runner makes the teacher, where it is a policy; empty if it does not.
     training: dict[str, Any] = field(default_factory=dict)
+    #: Of a policy, how many of the snapshots play, too.
+    played: int = 0
 
     @cached_property
     def config(self) -> DistillConfig:
@@ -158,13 +160,14 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
     described = declared["tasks"][task]
     settings = {key: value for key, value in described.items() if key not in ("group", "methods", "training")}
     sizes, (stem, _, size) = declared.get("sizes", {}), method.rpartition("-")
-    name, sized = (stem, sizes[size]) if size in sizes else (method, {})
+    name, sized = (stem, dict(sizes[size])) if size in sizes else (method, {})
+    played = sized.pop("played", 0)
     variants = {**declared.get("variants", {}), **{control: {"method": "gasim"} for control in CONTROLS}}
     own = variants.get(name, {} if declared["kind"] == "chaos" else {"method": name})
     tree = merged(declared["config"], settings, own, sized, {"seed": seed})
     group, training = described.get("group", suite), described.get("training", {})
     episodes = declared.get("episodes", 0)
-    return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, episodes, tree, training)
+    return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, episodes, tree, training, played)
 
 
 def matches(cell: Cell, only: str) -> bool:

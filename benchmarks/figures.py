@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from math import nan
 from statistics import mean
 from typing import Any
 
@@ -105,8 +106,9 @@ def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
 
     Returns the figure's path.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
-    left, right = panels
+    scored = any(line.get("growth_scores") for line in lines)
+    figure, panels = plt.subplots(1, 2 + scored, figsize=(11 + 4 * scored, 5.2), layout="constrained")
+    left, right, *third = panels
     for axes in panels:
         axes.set_prop_cycle(color=COLOURS)
         axes.set(xlabel="synthetic observations", xscale="log")
@@ -115,6 +117,9 @@ def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
         _, observations, agreement, kl = zip(*first["growth"], strict=True)
         left.plot(observations, kl, marker=".", label=named(first))
         right.plot(observations, [100 * share for share in agreement], marker=".")
+        for axes in third:
+            axes.plot(*zip(*first.get("growth_scores", [(nan, nan)]), strict=True), marker=".")
+            axes.set(ylabel="return, with sticky actions in a game")
     left.set(ylabel="KL on the teacher's real states, nats", yscale="log")
     right.set(ylabel="agreement there, %")
     figure.suptitle(title(task))

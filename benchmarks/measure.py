@@ -224,11 +224,19 @@ def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
     """What the student had learnt when; nothing where no snapshots were kept.
 
     A classifier's `curve` is [seconds, score] of each snapshot. A policy, of which a score takes many episodes, has a
-    `growth` of [seconds, synthetic observations, agreement, KL in nats] on the teacher's real states.
+    `growth` of [seconds, synthetic observations, agreement, KL in nats] on the teacher's real states, and if some of
+    its snapshots play `growth_scores` of [synthetic observations, return], where actions are sticky in a game.
     """
     task, snapshots = task_of_teacher(cell.config.teacher, cell.episodes), folder.read_snapshots()
     if snapshots and task.metric == "return":
-        return {"growth": growth(cell, folder, snapshots)}
+        grown = growth(cell, folder, snapshots)
+        # The later, the less changes from one to the next.
+        players = sorted({int(number) - 1 for number in np.geomspace(1, len(grown), cell.played)})
+        scores = []
+        for index in players:
+            played = task.measure({TEACHER: list(snapshots.values())[index].to(cell.config.device)})[0][TEACHER]
+            scores.append([grown[index][1], (played.sticky or played.interval).mean])
+        return {"growth": grown, **({"growth_scores": scores} if scores else {})}
     points = [
         [seconds, task.measure({TEACHER: s.to(cell.config.device)})[0][TEACHER].interval.mean]
         for seconds, s in snapshots.items()
@@ -304,4 +312,4 @@ def limited(training: ClassifierTraining, folder: Path, left: float) -> Classifi
 
 def evaluation_seconds(cell: Cell) -> float:
     """What starting and evaluating a cell takes."""
-    return GAME_EVALUATION if cell.is_game else EVALUATION
+    return GAME_EVALUATION * (1 + cell.played / 2) if cell.is_game else EVALUATION

@@ -31,6 +31,7 @@ def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any]) -> None:
 def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict[str, Any]) -> None:
     first = {"method": "noise", "knowledge": "bounds", "growth": [[1.0, 100.0, 0.5, 0.2], [2.0, 200.0, 0.6, 0.1]]}
     second = {"method": "gasim", "knowledge": "generic", "growth": [[1.0, 150.0, 0.5, 0.02]]}
+    second["growth_scores"] = [[150.0, 12.0]]
     path = cells.ROOT.parent / figures.draw_growth("small", "cartpole", [first, second, {"method": "noise"}])
     assert path.name == "small-cartpole-growth.png"
     assert path.stat().st_size > 1000

@@ -96,7 +96,7 @@ def test_a_task_may_have_methods_of_its_own_and_a_variant_other_settings(suite: 
 
 def test_a_cell_that_keeps_snapshots_records_what_was_learnt_when(suite: dict[str, Any]) -> None:
     suite["config"] |= {"snapshot_seconds": 0.3, "budget": {"seconds": 1.0}}
-    declare(suite)
+    declare({**suite, "methods": {"noise-growth": [0]}, "sizes": {"growth": {"played": 2}}})
     line = measure.record(load_suite("small")[0])
     points = line["growth"]
     assert len(points) >= 2
@@ -104,6 +104,8 @@ def test_a_cell_that_keeps_snapshots_records_what_was_learnt_when(suite: dict[st
     assert all(0 < seconds < line["wall_seconds"] for seconds, *_ in points)
     assert all(0 <= made <= line["synthetic_observations"] for _, made, _, _ in points)
     assert all(0 <= same <= 1 and kl >= 0 for *_, same, kl in points)
+    assert [made for made, _ in line["growth_scores"]] == [points[0][1], points[-1][1]]
+    assert all(9 <= score <= 500 for _, score in line["growth_scores"])
 
 
 def test_a_cell_without_a_teacher_is_pending_until_the_runner_has_trained_it(
