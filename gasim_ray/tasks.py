@@ -78,12 +78,18 @@ def find_task(name: str, groups: str | None = None) -> NamedTask:
 
 def teacher_folder(name: str, groups: str | None = None) -> Path:
     """Where the task's teacher lies: in ./teachers or where the repository ships it; else where it would be made."""
+    made = folder_to_train(name, groups)
+    places = (made.parent, Path("benchmarks") / "teachers", _REPOSITORY / "benchmarks" / "teachers")
+    found = [place / made.name for place in places if (place / made.name / "config.json").exists()]
+    return found[0] if found else made
+
+
+def folder_to_train(name: str, groups: str | None = None) -> Path:
+    """Where the task's teacher is made unless told otherwise; one for tasks that are the same."""
     task = find_task(name, groups)
     same = [other for other, known in TASKS.items() if known == task]
     folder = name if name in same else same[0] if same else f"{name}-{task.groups.replace('/', '_')}"
-    places = (Path("teachers"), Path("benchmarks") / "teachers", _REPOSITORY / "benchmarks" / "teachers")
-    found = [place / folder for place in places if (place / folder / "config.json").exists()]
-    return found[0] if found else places[0] / folder
+    return Path("teachers") / folder
 
 
 def split_task(arguments: Sequence[str]) -> tuple[tuple[str, str | None] | None, list[str]]:

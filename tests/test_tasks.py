@@ -25,7 +25,7 @@ from gasim_ray.evaluation.modes import ModeShares, mode_shares
 from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask
 from gasim_ray.models import build_network
 from gasim_ray.run_folder import saved_config
-from gasim_ray.tasks import TASKS, distillation_of, find_task, split_task, teacher_folder
+from gasim_ray.tasks import TASKS, distillation_of, find_task, folder_to_train, split_task, teacher_folder
 
 GAME = "ALE/Pong-v5"
 
@@ -95,6 +95,8 @@ def test_groups_that_are_a_named_task_have_its_teacher() -> None:
     assert teacher_folder("mnist", "0,1/2,3/4,5/6,7/8,9") == teacher_folder("mnist-pairs")
     assert teacher_folder("mnist-pairs", "") == teacher_folder("mnist")
     assert teacher_folder("mnist", "0,1/2,3/4,5/6,7,8/9").name == "mnist-0,1_2,3_4,5_6,7,8_9"
+    # A shipped one is not in the way of one's own.
+    assert folder_to_train("mnist", "0,1/2,3/4,5/6,7/8,9") == Path("teachers/mnist-pairs")
 
 
 def test_a_file_and_dotted_keys_win_over_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from gasim_ray.config import explain, unrecognised
 from gasim_ray.core.model import Model
 from gasim_ray.errors import UserError
-from gasim_ray.tasks import TASKS, split_task, teacher_folder, training_of
+from gasim_ray.tasks import TASKS, folder_to_train, split_task, training_of
 from gasim_ray.teachers import SOURCES, ImportOptions, import_teacher
 from gasim_ray.training.progress import Progress
 
@@ -49,7 +49,7 @@ def train_command(arguments: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     if named:
-        parser.set_defaults({**training_of(*named), "out": teacher_folder(*named)})
+        parser.set_defaults({**training_of(*named), "out": folder_to_train(*named)})
     try:
         given = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
     except (ArgumentError, TypeError, ValueError) as error:
