@@ -72,6 +72,8 @@ def record_sweep(name: str) -> dict[str, Any]:
     sweep = parse_sweep(Path("tune_configs") / f"{name}.yaml", RECORDED)
     folder, started = Path("runs") / "benchmarks" / SUITE / name, time.monotonic()
     resumed = SweepFolder(folder).sweep.exists()
+    if resumed and SweepFolder(folder).sweep.read_text() != sweep.to_yaml():
+        raise UserError(f"sweep: {folder} was begun with other settings than {name}.yaml has now; remove it")
     if resumed:
         resume_sweep(folder)
     else:

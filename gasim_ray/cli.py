@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def distill_command(arguments: list[str]) -> None:
     """Distil a teacher into a student without environment or data."""
-    from gasim_ray.config import make_parser, parse_config
+    from gasim_ray.config import make_parser, parse_config, read_yaml
     from gasim_ray.storage import is_address
     from gasim_ray.tasks import TASKS, distillation_of, split_task
 
@@ -74,6 +74,8 @@ def distill_command(arguments: list[str]) -> None:
     file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     flags = {flag: flag in arguments for flag in ("--resume", "--overwrite")}
     named, given = split_task([a for a in arguments if a not in flags])
+    if named and file and "teacher" in read_yaml(file):
+        raise UserError(f"task: {named[0]}, but {file} names a teacher; leave out one of the two")
     config = parse_config(with_switches(given), file, distillation_of(*named) if named else None)
     path = run_distillation(config, **{flag.strip("-"): on for flag, on in flags.items()})
     print(f"run: {config.out if is_address(config.out) else path}")
@@ -145,6 +147,8 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     tasks = [task_of_run(run, *measured) for run in runs]
     if given.video:
         check_video(given.video, runs, tasks)
+    if given.json:
+        make_room(given.json.parent)
     connect()
     named = names_of(places, runs)
     evaluations = [
@@ -152,14 +156,22 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
         for (name, run), task in zip(named, tasks, strict=True)
     ]
     figures = json.dumps([evaluation.to_json() for evaluation in evaluations], indent=1)
-    if given.json and str(given.json) != "-":
-        given.json.write_text(figures + "\n")
-    if given.json and str(given.json) == "-":
+    if str(given.json) == "-":
         print(figures)
     else:
         Console().print(evaluation_table(evaluations))
+    if given.json and str(given.json) != "-":
+        given.json.write_text(figures + "\n")
     if given.video:
         save_video(given.video, dict(named), tasks[0])
+
+
+def make_room(folder: Path) -> None:
+    """Make the folder that figures are to be written to; raises UserError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"json: {folder} cannot be made ({error.strerror}); give another file") from error
 
 
 def teacher_command(arguments: list[str]) -> None:
@@ -174,10 +186,11 @@ def teacher_command(arguments: list[str]) -> None:
 
 def tune_command(arguments: list[str]) -> None:
     """Search the settings of a distillation with Ray Tune."""
+    from gasim_ray.storage import local_folder
     from gasim_ray.tuning.sweep import make_parser, parse_sweep
 
     parser = argparse.ArgumentParser(prog="gasim tune", usage=TUNE_USAGE, add_help=False)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=local_folder)
     parser.add_argument("--resume", type=Path, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true")
     if "--help" in arguments or "-h" in arguments:

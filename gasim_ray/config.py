@@ -202,12 +202,12 @@ def method_parser(method: str, teacher: methods.TeacherFacts) -> ArgumentParser:
 
 
 def parse(parser: ArgumentParser, tree: dict[str, Any], arguments: Sequence[str]) -> Namespace:
-    """Parse both layers, of which an empty one takes no time; raises UserError in one line."""
+    """Parse both layers, of which an empty one takes no time; raises UserError in one line, with the nearest key."""
     try:
         base = parser.parse_object(tree, defaults=True) if tree else None
         return parser.parse_args(list(arguments), namespace=base) if arguments or base is None else base
     except (ArgumentError, TypeError, KeyError, ValueError) as error:
-        raise UserError(explain(str(error), known_keys())) from error
+        raise UserError(explain(str(error), keys_of(parser), parser.prog)) from error
 
 
 def instantiate(parser: ArgumentParser, namespace: Namespace) -> DistillConfig:
@@ -218,7 +218,12 @@ def instantiate(parser: ArgumentParser, namespace: Namespace) -> DistillConfig:
 @cache
 def known_keys() -> list[str]:
     """Every dotted key of the tree."""
-    return [key for key in plain_parser().get_defaults().keys() if key != "help"]  # noqa: SIM118
+    return keys_of(plain_parser())
+
+
+def keys_of(parser: ArgumentParser) -> list[str]:
+    """Every dotted key that a parser takes."""
+    return [key for key in parser.get_defaults().keys() if key != "help"]  # noqa: SIM118
 
 
 def check_keys(tree: dict[str, Any]) -> None:

@@ -175,9 +175,10 @@ class _Recorder:
 
     def keep_snapshot(self, loop: Loop) -> None:
         """Keep a copy of the student."""
+        student = self.current_student()
         try:
-            self.folder.save_snapshot(loop.progress.seconds, self.current_student())
-        except (OSError, SafetensorError) as error:
+            self.folder.save_snapshot(loop.progress.seconds, student)
+        except (OSError, SafetensorError, UserError) as error:
             self.display.note(f"warning: snapshots: {error}; the run goes on")
 
 

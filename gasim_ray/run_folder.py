@@ -150,13 +150,18 @@ class RunFolder:
         Raises UserError if there is one and `overwrite` is off, and in any case if what is there is no run.
         """
         clear_folder(self.path, "config.yaml", "a run", overwrite)
+        self.write_config(config)
+
+    def write_config(self, config: DistillConfig) -> None:
+        """Write config.yaml, under the versions that run it."""
         header = "".join(f"# {name} {number}\n" for name, number in versions().items())
         write_atomically(self.path / "config.yaml", (header + config.to_yaml()).encode())
 
     def resume(self, config: DistillConfig) -> dict[str, Any]:
         """The checkpoint's state; raises UserError if there is none or it belongs to other settings.
 
-        If the last one is damaged or missing, the one before is taken, with a warning.
+        What may change, the budget say, is written into config.yaml. If the last one is damaged or missing, the one
+        before is taken, with a warning.
         """
         state = self.last_state()
         try:
@@ -171,6 +176,7 @@ class RunFolder:
             if not free and was != value:
                 raise UserError(f"{key}: {value} differs from {was} of the run in {self.path}; use another --out")
         self.forget_after(state["progress"]["seconds"])
+        self.write_config(config)
         return state
 
     def last_state(self) -> dict[str, Any]:

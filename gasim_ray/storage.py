@@ -32,6 +32,13 @@ def is_address(out: str) -> bool:
     return "://" in out
 
 
+def local_folder(out: str | Path) -> Path:
+    """The folder of what cannot be at an address; raises UserError for one. A path is one already."""
+    if isinstance(out, str) and is_address(out):
+        raise UserError(f"out: {out} is an address; give a folder (of a sweep on several hosts, one that all share)")
+    return Path(out)
+
+
 class Mirror:
     """The copy of a run's folder at an address; `folder` is where the run works.
 

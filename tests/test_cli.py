@@ -242,6 +242,10 @@ def test_an_evaluation_that_cannot_be_is_refused(refused: Refused, run: Path, tm
     refused(["evaluate", run, "--dataset", "mnist", "--data", tmp_path / "empty"], "empty")
     refused(["evaluate", run, "--dataset", "mnits"], "dataset", "mnits", "mnist")
     refused(["evaluate", run, "--dataset", "mnist-sample"], "dataset", "[1, 28, 28]", "reads [4]")
+    refused(["evaluate", run, "--env", "CartPole-v1", "--dataset", "mnist"], "dataset", "is an environment; give one")
+    refused(["evaluate", run, "--seed", "-1"], "seed", "-1 is negative", "0 or more")
+    (tmp_path / "taken").touch()
+    refused(["evaluate", run, "--json", tmp_path / "taken" / "figures.json"], "json", "taken cannot be made")
     for episodes in (0, 1):
         refused(["evaluate", run, "--episodes", episodes], "episodes", f"{episodes} is too few", "2 or more")
     truncate(run / "student")

@@ -131,6 +131,9 @@ def test_a_factory_in_the_working_folder_is_found_and_given_its_settings(
         refused([*arguments, "--arguments", wrong], "arguments", said)
     assert cli.main([*map(str, arguments), "--arguments", '{"hidden": 5}']) == 0
     imported = load_model(tmp_path / "out")
+    refused(
+        ["teacher", "train", "--task", "mnist-sample", "--out", "s3://bucket/a"], "out", "is an address", "a folder"
+    )
     assert imported.config.architecture == {"name": "mine:make", "hidden": 5}
     assert torch.equal(imported.network[0].weight, network[0].weight)
     sys.modules.pop("mine")

@@ -111,6 +111,14 @@ def test_a_file_and_dotted_keys_win_over_the_task(tmp_path: Path, monkeypatch: p
     assert config.teacher == str(teacher_folder("mnist"))
 
 
+def test_a_file_that_names_a_teacher_and_a_task_are_refused_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "given.yaml").write_text(f"teacher: {teacher_folder('mnist-pairs')}\n")
+    assert cli.main(["distill", str(tmp_path / "given.yaml"), "--task", "mnist"]) == 2
+    assert "given.yaml names a teacher; leave out one of the two" in capsys.readouterr().err
+
+
 def test_task_and_groups_are_taken_out_of_a_command_line() -> None:
     assert split_task(["--seed", "1"]) == (None, ["--seed", "1"])
     assert split_task(["--task=mnist", "--seed", "1"]) == (("mnist", None), ["--seed", "1"])

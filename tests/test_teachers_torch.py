@@ -132,6 +132,9 @@ def test_an_existing_folder_is_kept(tmp_path: Path) -> None:
         import_teacher(FACTORY, tmp_path / "teacher", options(tmp_path, actions=5), overwrite=True)
     assert (tmp_path / "teacher" / "config.json").read_bytes() == before
     import_teacher(FACTORY, tmp_path / "teacher", options(tmp_path, outputs="q_values"), overwrite=True)
+    (tmp_path / "teacher" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which is no part of a teacher"):
+        import_teacher(FACTORY, tmp_path / "teacher", options(tmp_path), overwrite=True)
     assert load_teacher(tmp_path / "teacher").config.outputs == "q_values"
 
 

@@ -127,6 +127,11 @@ def test_settings_reach_every_depth_and_leave_the_rest() -> None:
         ({"pool.capacity": {"integer": [1.5, 10]}}, "are not two whole numbers"),
         ({"pool.hard": {"choice": [0], "when": {"pool.fade": 1}}}, "space.pool.hard.when: pool.fade is not among"),
         ({"pool.hard": {"choice": [0], "when": [1]}}, "space.pool.hard.when: [1] is no mapping"),
+        (
+            {"generator.kind": {"choice": ["direct"]}, "pool.hard": {"choice": [0], "when": {"generator.kind": []}}},
+            "space.pool.hard.when: generator.kind is to have no value at all",
+        ),
+        ({"student.learning_rate": {"loguniform": ["1e-4", "3e-3"]}}, "YAML reads 1e-3 as text, write 1.0e-3"),
     ],
 )
 def test_an_impossible_space_is_refused(space: dict[str, Any], message: str) -> None:
@@ -175,6 +180,11 @@ def test_a_missing_searcher_says_what_to_install(vector_teacher: Path, monkeypat
         ({"scheduler": "pbt", "seeds": 2}, "copies one learner"),
         ({"scheduler": "pbt", "space": {"generator.actors": {"choice": [1, 2]}}}, "space.generator.actors: pbt cannot"),
         (
+            {"scheduler": "pbt", "space": {"student.layers_weight": {"uniform": [0.0, 1.0]}}},
+            "layers_weight: pbt cannot",
+        ),
+        ({"space": {"teacher": {"choice": ["a", "b"]}}}, "space.teacher: is the same for all trials"),
+        (
             {"space": {"generator.batch_size": {"choice": [8]}, "pool.replay": {"choice": [0.5]}}},
             "student.batch_size: 32 is more than generator.batch_size",
         ),
@@ -200,6 +210,23 @@ def test_bad_sweeps_exit_with_one_line_and_write_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--concurent", "2"], "concurent: no such key; did you mean concurrent?"),
+        (["--zzzzzz", "2"], "zzzzzz: no such key; see gasim tune --help"),
+        (["--out", "s3://bucket/sweep"], "out: s3://bucket/sweep is an address; give a folder"),
+    ],
+)
+def test_a_wrong_argument_of_a_sweep_is_named(
+    vector_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(sweep_tree(vector_teacher)))
+    assert cli.main(["tune", str(file), *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_an_objective_of_another_kind_of_task_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from gasim_ray.teachers import load_teacher
 from gasim_ray.tuning.analysis import importances, in_words, study_of
 from gasim_ray.tuning.folder import SweepFolder
 from gasim_ray.tuning.results import TrialResult, best_of, table_of, unfinished, write_results
+from gasim_ray.tuning.run import check_shared, hosts_without
 from gasim_ray.tuning.space import parse_space, random_settings
 from gasim_ray.tuning.sweep import Sweep, ValidationSettings
 from gasim_ray.tuning.validation import Validation, balanced, combined, make_validation
@@ -192,6 +193,15 @@ def test_a_sweep_larger_than_the_cluster_is_refused(
     assert cli.main(["tune", str(config_file(tree)), "--out", str(tmp_path / "out")]) == 2
     assert "space: a trial may reserve 10.25 CPU where the cluster has 4" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_a_host_does_not_see_is_told(on_cluster: None, tmp_path: Path) -> None:
+    check_shared(tmp_path / "new")
+    assert hosts_without(tmp_path / "new") == []
+    assert len(hosts_without(tmp_path / "elsewhere")) == 1
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^out: .*file cannot be written"):
+        check_shared(tmp_path / "file")
 
 
 def test_a_sweep_does_not_leave_the_learner_s_place_unheeded(

@@ -44,6 +44,8 @@ def task_of_run(
         env, dataset = source_of(teacher)
     if not env and not dataset:
         raise UserError(f"env: the teacher of {run} does not say what it was trained on; give --env or --dataset")
+    if env and (dataset or data):
+        raise UserError(f"{'dataset' if dataset else 'data'}: {dataset or data}, but {env} is an environment; give one")
     if env and groups is not None:
         raise UserError(f"groups: {groups!r}, but {env} is an environment; they merge the classes of a --dataset")
     merged = teacher.source.get("groups", "") if groups is None else groups

@@ -23,7 +23,7 @@ from gasim_ray.core.scenes import Scenes
 from gasim_ray.core.seeds import rng
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import rllib, torch_module
-from gasim_ray.teachers.folder import replaced_folder
+from gasim_ray.teachers.folder import check_teacher_folder, replaced_folder
 from gasim_ray.teachers.options import ImportOptions
 
 __all__ = ["SOURCES", "ImportOptions", "Source", "import_teacher", "load_teacher"]
@@ -61,6 +61,7 @@ def import_teacher(
     """
     if out.exists() and not overwrite:
         raise UserError(f"out: {out} exists; give another folder, or --overwrite")
+    check_teacher_folder(out, resume=False, overwrite=overwrite)
     reader = _named(kind) if kind else SOURCES[_recognise(source)]
     model = with_output_scale(_tried(reader.load(source, options).frozen(), source))
     with replaced_folder(out) as folder:

@@ -15,6 +15,7 @@ from rich.console import Console
 from gasim_ray.config import explain, unrecognised
 from gasim_ray.core.model import Model
 from gasim_ray.errors import UserError
+from gasim_ray.storage import local_folder
 from gasim_ray.tasks import TASKS, folder_to_train, split_task, training_of
 from gasim_ray.teachers import SOURCES, ImportOptions, import_teacher
 from gasim_ray.training.progress import Progress
@@ -45,7 +46,7 @@ def train_command(arguments: list[str]) -> None:
     usage = TRAIN_USAGE.format(tasks=", ".join(TASKS))
     parser = ArgumentParser(prog="gasim teacher train", exit_on_error=False, description=usage)
     parser.add_class_arguments(settings)
-    parser.add_argument("--out", type=Path, required=named is None, help="folder of the teacher")
+    parser.add_argument("--out", type=local_folder, required=named is None, help="folder of the teacher")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     if named:
@@ -98,7 +99,7 @@ def import_command(arguments: list[str]) -> None:
     """Turn an RLlib checkpoint or a PyTorch module into a teacher folder."""
     parser = argparse.ArgumentParser(prog="gasim teacher import", description=import_command.__doc__)
     parser.add_argument("source", help="RLlib checkpoint folder (root or module), or package.module:factory")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the teacher")
+    parser.add_argument("--out", type=local_folder, required=True, help="folder of the teacher")
     parser.add_argument("--kind", help=f"what the source is ({', '.join(SOURCES)}); by default told from the source")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--trust", action="store_true", help="open pickles, which run the code that they contain")

@@ -7,10 +7,12 @@ import os
 import sys
 import time
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gasim_ray.actors.ray_workers import connect, lacking, reserved
 from gasim_ray.config import build_config
@@ -32,6 +34,7 @@ def run_sweep(sweep: Sweep, folder: Path, overwrite: bool = False) -> Path:
     Raises UserError for what the user can mend, before anything is written, and Interrupted after Ctrl-C.
     """
     space, drawn = check(sweep)
+    check_shared(folder.parent)
     files = SweepFolder(folder)
     files.begin(sweep, overwrite)
     validation = make_validation(
@@ -150,6 +153,33 @@ def check(sweep: Sweep) -> tuple[tuple[Dimension, ...], list[Settings] | None]:
             f"lower generator.actors, generator.{resource.lower()}s or student.cpus"
         )
     return space, drawn
+
+
+def check_shared(folder: Path) -> None:
+    """Raise UserError unless all hosts of the cluster see the folder, in which trials write wherever they run."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder, prefix=".gasim-") as mark:
+            blind = hosts_without(Path(mark.name))
+    except OSError as error:
+        raise UserError(f"out: {folder} cannot be written ({error.strerror})") from error
+    if blind:
+        raise UserError(f"out: {folder.resolve()} is not on {', '.join(blind)}; give a folder that all hosts share")
+
+
+def hosts_without(file: Path) -> list[str]:
+    """The addresses of the cluster's hosts on which there is no such file; only those on which trials may run."""
+    hosts = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    look = ray.remote(num_cpus=0)(os.path.exists)
+    found = ray.get(
+        [
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                str(file.resolve())
+            )
+            for node in hosts
+        ]
+    )
+    return [node["NodeManagerAddress"] for node, there in zip(hosts, found, strict=True) if not there]
 
 
 def largest(tree: dict[str, Any], space: tuple[Dimension, ...]) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def parse_space(space: Mapping[str, Any]) -> tuple[Dimension, ...]:
         raise UserError("space: empty; give at least one dotted key and its values")
     dimensions: list[Dimension] = []
     for key, declared in space.items():
+        if key in ("teacher", "out"):
+            raise UserError(f"space.{key}: is the same for all trials of a sweep; leave it out")
         # What an architecture takes is its own; the tree ends at it.
         if key not in known_keys() and not key.startswith("student.architecture."):
             raise UserError(f"space.{unknown_key(key, known_keys())}")
@@ -124,6 +126,9 @@ def _dimension(key: str, declared: Any, earlier: Sequence[str]) -> Dimension:
         if other not in earlier:
             raise UserError(f"{name}.when: {other} is not among the keys before it; put it into the space, further up")
     conditions = {other: tuple(v if isinstance(v, list) else [v]) for other, v in when.items()}
+    for other, wanted in conditions.items():
+        if not wanted:
+            raise UserError(f"{name}.when: {other} is to have no value at all; give one or more")
     return Dimension(key, cast(Kind, kind), tuple(values), conditions)
 
 
@@ -131,7 +136,8 @@ def _check_bounds(name: str, kind: str, values: list[Any]) -> None:
     numbers = int if kind.endswith("integer") else int | float
     if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, numbers) for v in values):
         what = "whole numbers" if kind.endswith("integer") else "numbers"
-        raise UserError(f"{name}: {values!r} are not two {what}, the lower and the upper bound")
+        hint = "; YAML reads 1e-3 as text, write 1.0e-3" if any(isinstance(v, str) for v in values) else ""
+        raise UserError(f"{name}: {values!r} are not two {what}, the lower and the upper bound{hint}")
     low, high = values
     if low > high:
         raise UserError(f"{name}: the lower bound {low} is above the upper one {high}; swap them")

@@ -19,13 +19,19 @@ from gasim_ray.tuning.space import Dimension, check_values, parse_space
 
 #: Written into every sweep's folder; another number cannot be resumed.
 FORMAT = 1
-#: What a learner, its actors and their places are made of: PBT cannot change it underway.
+#: What a learner, its actors and their places are made of, what it learns and what it reads: PBT cannot change it
+#: underway.
 FIXED_BY_LEARNER = (
-    "teacher",
+    "method",
     "device",
     "local",
     "synchronous",
     "student.cpus",
+    "student.init",
+    "student.value_weight",
+    "student.features_weight",
+    "student.layers_weight",
+    "generator.prior",
     "generator.kind",
     "generator.actors",
     "generator.per_actor",

@@ -136,7 +136,9 @@ def _of_priors(teacher: Model, count: int, seed: int) -> dict[str, npt.NDArray[A
 
 def _of_method(method: str, tree: dict[str, Any], settings: ValidationSettings, seed: int) -> npt.NDArray[Any]:
     """The newest of what a method's generators made for a student that is learning from them."""
-    plain = {key: value for key, value in tree.items() if key in ("teacher", "student")}
+    # The student's other settings are those that the method was published with.
+    own = {key: value for key, value in tree.get("student", {}).items() if key == "architecture"}
+    plain = {"teacher": tree["teacher"], "student": own}
     short = {"method": method, "seed": seed, "local": True, "budget": {"student_steps": settings.student_steps}}
     teacher = load_teacher(tree["teacher"])
     # Networks of images would take many minutes; what they make serves only to compare.
