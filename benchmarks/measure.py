@@ -264,7 +264,8 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
     task = task_of_teacher(cell.config.teacher, cell.episodes)
     found = task.measure({TEACHER: student.to(cell.config.device)})[0][TEACHER]
     expected, outputs = answers(teacher, observations, TEACHER), answers(student, observations, "student")
-    fresh = untrained_score(json.dumps(student.config.to_json()), cell.config.teacher, cell.episodes)
+    plain = replace(student.config, source={})  # so that it is measured once for all students of a size
+    fresh = untrained_score(json.dumps(plain.to_json()), cell.config.teacher, cell.episodes)
     scores = {"teacher": own, "student": found, "untrained": fresh}
     if task.metric == "return":
         scores["random"] = random_score(cell.config.teacher, cell.episodes)

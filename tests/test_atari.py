@@ -27,7 +27,7 @@ from gasim_ray.core.scenes import Scenes
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import StudentSettings
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation import video
+from gasim_ray.evaluation import episodes, video
 from gasim_ray.evaluation.atari import STICKY, EvaluationGames, sticky_of, with_sticky
 from gasim_ray.evaluation.compare import chance, evaluate_run, normalised
 from gasim_ray.evaluation.datasets import load_dataset
@@ -107,6 +107,17 @@ def test_a_game_that_stands_still_has_ended() -> None:
         parameter.zero_()
     played = evaluate_return(idle, "ALE/Breakout-v5", 1, 0)
     assert STILL_STEPS <= played.lengths[0] < 3 * STILL_STEPS
+
+
+def test_a_game_that_gives_nothing_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    # At the surface, where fish swim below.
+    spec, actions = environment_spec("ALE/Seaquest-v5")
+    idle = Model(ModelConfig(game_network("small", TINY), replace(spec, std=(255.0,)), actions, "logits")).frozen()
+    for parameter in idle.parameters():
+        parameter.zero_()
+    monkeypatch.setattr(episodes, "FRUITLESS_STEPS", 120)
+    played = evaluate_return(idle, "ALE/Seaquest-v5", 1, 0)
+    assert (played.lengths[0], played.returns[0]) == (120, 0)
 
 
 @pytest.mark.parametrize("wrong", ["ALE/Pong-v5?sticky=2", "ALE/Pong-v5?skip=2", "ALE/Pong-v5?sticky=-0.1"])

@@ -1,9 +1,10 @@
 """Plays episodes greedily and gives their returns and the states they went through.
 
 Each episode has a seed of its own, made from the run's seed and the episode's number, and every episode that is started
-is played to its end and counted; where a game shows the same few pictures for a minute, since its greedy player waits
-for what never comes, that is its end. So returns do not depend on how many environments run side by side or on how the
-episodes are spread over actors, short episodes are not favoured, and two models meet the same initial states.
+is played to its end and counted; where a game shows the same few pictures for a minute or gives nothing for five, since
+its greedy player waits for what never comes, that is its end. So returns do not depend on how many environments run
+side by side or on how the episodes are spread over actors, short episodes are not favoured, and two models meet the
+same initial states.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from gasim_ray.evaluation.latency import random_observations
 #: A game has ended if the latest so many steps, a minute, showed less than so many different pictures. A greedy policy
 #: would go on for the half hour that a game may take: in Breakout one that never serves moves nothing but its paddle.
 STILL_STEPS, STILL_PICTURES = 900, 90
+#: Or if so many steps, five minutes, gave nothing: in Seaquest a submarine that stays at the surface is safe for ever.
+FRUITLESS_STEPS = 4_500
 
 #: (N, *spec.shape) in the spec's dtype.
 Observations = npt.NDArray[Any]
@@ -121,6 +124,8 @@ class _Play:
         self.stacks = np.zeros((slots, *self.spec.shape), self.spec.numpy_dtype())
         #: Hashes of the latest pictures of each slot; of Atari's games alone, since others may mean to stand still.
         self.shown: list[deque[int]] = [deque(maxlen=STILL_STEPS) for _ in range(slots)]
+        #: Steps of each slot since it was last rewarded.
+        self.fruitless = np.zeros(slots, np.int64)
         self.sample = StateSample(keep)
         self.returns = np.zeros(len(self.episodes))
         self.lengths = np.zeros(len(self.episodes), np.int64)
@@ -142,8 +147,9 @@ class _Play:
             frames, rewards, terminated, truncated, _ = self.environments.step(self._actions())
             self.returns[self.playing[active]] += rewards[active]
             self.lengths[self.playing[active]] += 1
+            self.fruitless = np.where(rewards == 0, self.fruitless + 1, 0)
             self._see(frames, ~(terminated | truncated))
-            ended = terminated | truncated | self._stands_still()
+            ended = terminated | truncated | self._waits()
             if ended.any():
                 self._start(ended, first=False)
 
@@ -159,6 +165,7 @@ class _Play:
         frames, _ = self.environments.reset(seed=seeds, options=None if first else {"reset_mask": free})
         for slot in np.flatnonzero(free):
             self.shown[slot].clear()
+        self.fruitless[free] = 0
         self.stacks[free] = 0  # RLlib and Stable-Baselines3 both fill the frames before the first with zeros
         self._see(frames, free)
 
@@ -173,12 +180,14 @@ class _Play:
         older = np.split(self.stacks[slots], [new.shape[axis]], axis)[1]
         self.stacks[slots] = np.concatenate([older, new], axis)
 
-    def _stands_still(self) -> npt.NDArray[np.bool_]:
-        """Which slots have shown the same few pictures all along."""
-        if is_atari(self.env_id):
-            for shown, stack in zip(self.shown, self.stacks, strict=True):
-                shown.append(hash(stack[-1].tobytes()))
-        return np.array([len(s) == STILL_STEPS and len(set(s)) < STILL_PICTURES for s in self.shown])
+    def _waits(self) -> npt.NDArray[np.bool_]:
+        """Which slots, of a game, have shown the same few pictures all along or got nothing for too long."""
+        if not is_atari(self.env_id):
+            return np.zeros(len(self.shown), bool)
+        for shown, stack in zip(self.shown, self.stacks, strict=True):
+            shown.append(hash(stack[-1].tobytes()))
+        still = np.array([len(s) == STILL_STEPS and len(set(s)) < STILL_PICTURES for s in self.shown])
+        return still | (self.fruitless >= FRUITLESS_STEPS)
 
     def _actions(self) -> npt.NDArray[np.int64]:
         with torch.inference_mode():
