@@ -100,7 +100,7 @@ def test_every_method_distils_every_kind_of_teacher(
     ("given", "level"),
     [
         ({"method": "dafl"}, "bounds"),
-        ({"method": "dafl", "generator": {"blur": 1.0}}, "generic"),
+        ({"method": "noise", "generator": {"blur": 1.0}}, "generic"),
         ({"method": "dafl", "generator": {"views": 2}}, "generic"),
         ({"method": "dafl", "objective": {"total_variation": 0.1}}, "generic"),
         ({"method": "dafl", "objective": {"contrastive": 0.8}}, "generic"),
