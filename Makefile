@@ -10,13 +10,13 @@ demo: .venv/installed
 test: .venv/installed
 	$(MAKE) --no-print-directory --jobs 2 checks tests
 
-checks:
+checks: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.tables --check
 
-tests:
+tests: .venv/installed
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 format: .venv/installed

@@ -73,6 +73,8 @@ def distill(
         try:
             if state is None:
                 begin(folder, config, overwrite, mirror)
+            else:
+                folder.write_config(config)  # what may change, the budget say, has changed
             display.run = config.run_folder().name
             recorder = _Recorder(workers, config, folder, display, student, mirror)
             with interruptible() as caught, closing(recorder.metrics):

@@ -153,15 +153,17 @@ class RunFolder:
         self.write_config(config)
 
     def write_config(self, config: DistillConfig) -> None:
-        """Write config.yaml, under the versions that run it."""
+        """Write config.yaml, under the versions that run it; raises UserError if it cannot be."""
         header = "".join(f"# {name} {number}\n" for name, number in versions().items())
-        write_atomically(self.path / "config.yaml", (header + config.to_yaml()).encode())
+        try:
+            write_atomically(self.path / "config.yaml", (header + config.to_yaml()).encode())
+        except OSError as error:
+            raise UserError(f"out: {self.path} cannot be written ({error.strerror})") from error
 
     def resume(self, config: DistillConfig) -> dict[str, Any]:
         """The checkpoint's state; raises UserError if there is none or it belongs to other settings.
 
-        What may change, the budget say, is written into config.yaml. If the last one is damaged or missing, the one
-        before is taken, with a warning.
+        If the last one is damaged or missing, the one before is taken, with a warning.
         """
         state = self.last_state()
         try:
@@ -176,7 +178,6 @@ class RunFolder:
             if not free and was != value:
                 raise UserError(f"{key}: {value} differs from {was} of the run in {self.path}; use another --out")
         self.forget_after(state["progress"]["seconds"])
-        self.write_config(config)
         return state
 
     def last_state(self) -> dict[str, Any]:

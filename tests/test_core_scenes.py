@@ -106,6 +106,12 @@ def test_shipped_teachers_tell_the_level_of_their_games_ground(name: str, level:
     assert abs(float(told.argmax()) / (LEVELS - 1) - level) < 0.1
 
 
+def test_seaquest_s_teacher_tells_that_its_sea_is_dark() -> None:
+    teacher = load_model(Path(__file__).parents[1] / "benchmarks" / "teachers" / "seaquest-ppo").frozen()
+    told = telling_levels(teacher, torch.device("cpu"), SceneSettings())
+    assert float(told[:3].min()) > float(told[3:].max())  # 0, 0.1 and 0.2 of the range; most of it is at 0.125
+
+
 @torch.no_grad()
 def test_the_teacher_tells_where_it_looks() -> None:
     teacher = sees_edges_at(dark=True)

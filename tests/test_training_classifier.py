@@ -100,7 +100,7 @@ def test_other_settings_do_not_resume(tmp_path: Path) -> None:
         train_classifier(small(), tmp_path / "teacher", lambda _: None)
     train_classifier(small(lr=0.1, epochs=1), tmp_path / "teacher", lambda _: None, overwrite=True)
     for name, other in (("seed", 1), ("epochs", 2), ("lr", 0.2), ("dataset", "mnist"), ("model", "cnn")):
-        with pytest.raises(UserError, match=rf"^{name}: .* is finished and of .*; give the same or --overwrite"):
+        with pytest.raises(UserError, match=rf"^{name}: .* the finished teacher in .* is of .*; give the same"):
             train_classifier(small(**{"lr": 0.1, "epochs": 1, name: other}), tmp_path / "teacher", print, resume=True)
 
 

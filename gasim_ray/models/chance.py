@@ -9,7 +9,8 @@ from torch import Tensor, nn
 class Chance(nn.Module):
     """The largest of its answers is a draw from softmax(logits), whatever it reads; at first all are alike.
 
-    Draws follow one another from a seed of its own, from the first again after `eval()`, with which episodes begin.
+    Draws follow one another from a seed of its own, from the first again whenever it is set to evaluate, with which
+    episodes begin.
     """
 
     def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:

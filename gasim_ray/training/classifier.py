@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -132,13 +133,15 @@ def finished(settings: ClassifierTraining, out: Path) -> Model:
     had = {"groups": "", **{name: source[name] for name in asked if name in source}}
     asked |= {"model": architecture, **{name: getattr(settings, name) for name in OPTIMISATION}}
     had |= {"model": dict(teacher.config.architecture), **source.get("training", {})}
-    for name, before in had.items():
-        if asked[name] != before:
-            raise UserError(
-                f"{name}: {asked[name]!r}, but the teacher in {out} is finished and of {before!r}; "
-                "give the same or --overwrite"
-            )
+    check_same(asked, had, f"the finished teacher in {out}")
     return teacher
+
+
+def check_same(asked: Mapping[str, Any], had: Mapping[str, Any], where: str) -> None:
+    """Raise UserError for the first setting that is not what it was, as far as that is known."""
+    for name, given in asked.items():
+        if had.get(name, given) != given:
+            raise UserError(f"{name}: {given!r}, but {where} is of {had[name]!r}; give the same or --overwrite")
 
 
 class _Training:
@@ -217,13 +220,7 @@ class _Training:
         if not path.exists():
             return
         state = torch.load(path, weights_only=True, map_location=self.device)
-        for name, given in self._lasting_settings().items():
-            before = state["settings"].get(name, given)
-            if before != given:
-                raise UserError(
-                    f"{name}: {given!r}, but the checkpoint in {self.out} is of {before!r}; "
-                    "give the same or --overwrite"
-                )
+        check_same(self._lasting_settings(), state["settings"], f"the checkpoint in {self.out}")
         self.epoch, self.seconds, self.accuracy = state["epoch"], state["seconds"], state["accuracy"]
         self.model.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
