@@ -126,8 +126,11 @@ def test_a_run_is_repeated_from_its_own_configuration(
 
 
 def interrupt(process: subprocess.Popen[str], run: Path) -> tuple[int, str]:
-    """Press Ctrl-C once there is a checkpoint; returns exit code and standard error."""
-    while not (run / "checkpoint" / "state.pt").exists():
+    """Press Ctrl-C once there are two checkpoints; returns exit code and standard error.
+
+    The first may be written before the first step, where the start took long; the second is not.
+    """
+    while not (run / "checkpoint" / "previous.pt").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
@@ -158,7 +161,7 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
     process = gasim("distill", config, f"--out={stopped}", RAY_ADDRESS=address)
     code, errors = interrupt(process, stopped)
     assert code == 130, errors
-    assert "--resume" in errors.splitlines()[-1]
+    assert any("--resume" in line for line in errors.splitlines()), errors  # Ray may have the last word
     assert "Traceback" not in errors
     assert not (stopped / "student").exists()
     reached = rows_of(stopped)[-1]["student_steps"]
