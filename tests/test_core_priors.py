@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from gasim_ray.core.geometry import Geometry, Undecided
 from gasim_ray.core.mixture import Chosen, Mixture
@@ -233,6 +234,27 @@ def test_the_chosen_are_those_that_each_action_is_answered_most_decidedly() -> N
         best = drawn.last[decided[:, action].argsort(descending=True)[:10]]
         assert torch.equal(sample[action::3][:10], best)
         assert answered[action::3, action].mean() > decided[:, action].mean()
+
+
+def test_what_the_last_hidden_layer_answers_strongly_is_chosen_before_the_rest() -> None:
+    teacher = tiny.model(tiny.VECTOR)
+    hidden = next(m for m in teacher.modules() if isinstance(m, nn.Linear))
+    read = teacher.config.observation.normalise
+
+    def gain(observations: torch.Tensor) -> torch.Tensor:
+        inputs = read(observations)
+        return ((inputs @ hidden.weight.T).norm(dim=1) / inputs.norm(dim=1)).mean()
+
+    by_answer, by_both = (Chosen(Uniform(teacher, "cpu"), teacher, 8, power) for power in (0.0, 4.0))
+    plain, aligned = (chosen.sample(60, rng("cpu", 0)) for chosen in (by_answer, by_both))
+    assert gain(aligned) > 1.02 * gain(plain)
+
+
+def test_alignment_asks_for_a_dense_layer() -> None:
+    teacher = tiny.model(tiny.GREY)
+    teacher.network = nn.Sequential(nn.Conv2d(1, 3, 28), nn.Flatten())
+    with pytest.raises(UserError, match=r"generator\.alignment: 4\.0, but the teacher has no dense layer; set it to 0"):
+        Chosen(Uniform(teacher, "cpu"), teacher, 8, 4.0)
 
 
 @pytest.mark.parametrize("spec", [tiny.GREY, replace(tiny.GREY, mean=(200.0,))], ids=["dark", "bright"])

@@ -167,7 +167,7 @@ def make_prior(teacher: Model, config: DistillConfig, device: str, actor: int | 
         names = (names[actor % len(names)],)
     prior: Prior = Mixture(names, teacher, device, config.scenes, config.worlds)
     if settings.candidates:
-        prior = Chosen(prior, teacher, settings.candidates)
+        prior = Chosen(prior, teacher, settings.candidates, settings.alignment)
     return Contrasted(prior, teacher, settings.contrast) if settings.contrast else prior
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from math import ceil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gasim_ray.core.geometry import Geometry, Undecided
 from gasim_ray.core.model import Model
@@ -17,7 +17,7 @@ from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.patches import Patches
 from gasim_ray.core.pictures import Contours, Fields, Leaves, Shapes
 from gasim_ray.core.prior import Gaussian, Knowledge, Prior, Uniform
-from gasim_ray.core.prune import with_layer_inputs
+from gasim_ray.core.prune import layers_of, with_layer_inputs
 from gasim_ray.core.scenes import Scenes, SceneSettings
 from gasim_ray.core.worlds import Rally, Worlds, WorldSettings
 from gasim_ray.errors import UserError
@@ -86,12 +86,22 @@ class Chosen(Prior):
     it has not seen). A picture of more contrast excites everything, so outputs are taken relative to the excitement of
     the first layer: that tells which of several priors resembles the data. Observation i of a sample has, among
     `candidates` times as many, one of the greatest outputs for action i modulo the number of actions.
+
+    With `alignment` what also counts, to that power, is how strongly the last hidden dense layer answers for the
+    strength of what it reads (the one that answers, where there is no other). Own: its weights have grown along what it
+    was trained on, which so excites it more than anything else of the same strength.
+
+    Raises UserError if there is alignment and the teacher has no dense layer.
     """
 
-    def __init__(self, prior: Prior, teacher: Model, candidates: int) -> None:
+    def __init__(self, prior: Prior, teacher: Model, candidates: int, alignment: float = 0.0) -> None:
         super().__init__(teacher, prior.device)
         self.prior, self.teacher, self.candidates = prior, teacher.to(prior.device), candidates
-        self.knowledge = prior.knowledge
+        self.alignment, self.knowledge = alignment, prior.knowledge
+        dense = [layer for layer in layers_of(teacher) if isinstance(layer, nn.Linear)]
+        if alignment and not dense:
+            raise UserError(f"generator.alignment: {alignment}, but the teacher has no dense layer; set it to 0")
+        self.hidden = dense[-2:][0] if alignment else None
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -102,12 +112,17 @@ class Chosen(Prior):
         return drawn[best.flatten()[:count]]
 
     def decidedness(self, observations: Tensor) -> Tensor:
-        """Centred outputs (N, actions) to observations (N, *spec.shape), over the norm of the first layer's answer."""
+        """How much observations (N, *spec.shape) speak for each action (N, actions)."""
         parts = [with_layer_inputs(self.teacher, part) for part in torch.split(observations, 1024)]
         outputs = torch.cat([answered for answered, _ in parts])
-        excitement = torch.cat([read[min(1, len(read) - 1)].flatten(1).norm(dim=1, keepdim=True) for _, read in parts])
+        excitement = torch.cat([list(read.values())[:2][-1].flatten(1).norm(dim=1) for _, read in parts]).unsqueeze(1)
         relative: Tensor = policy_logits(outputs, 1.0) / (excitement + 0.1 * excitement.median()).clamp_min(1e-6)
-        return relative
+        if self.hidden is None:
+            return relative
+        inputs = torch.cat([read[self.hidden] for _, read in parts])
+        answered = (inputs @ self.hidden.weight.T).square().sum(1, keepdim=True)
+        gain = answered / inputs.square().sum(1, keepdim=True).clamp_min(1e-12)
+        return relative.clamp_min(0) * gain**self.alignment
 
 
 class Disputed(Prior):

@@ -61,7 +61,7 @@ def cut_down(teacher: Model, student: Model, observations: Tensor) -> None:
     Both are on the CPU, and nothing stands in the way (`prune_obstacle`). The student answers with policy logits,
     whatever the teacher's outputs are, and may have another normaliser; clipping by the teacher's is not carried over.
     """
-    _, inputs = with_layer_inputs(teacher, observations)
+    inputs = list(with_layer_inputs(teacher, observations)[1].values())
     wide, narrow = layers_of(teacher), layers_of(student)
     mixing, offset = normaliser_change(teacher, student)
     for index, (big, small) in enumerate(zip(wide, narrow, strict=True)):
@@ -97,12 +97,12 @@ def by_unit(layer: Layer, units: int) -> Tensor:
     return layer.weight.reshape(layer.weight.shape[0], units, -1)
 
 
-def with_layer_inputs(model: Model, observations: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The model's outputs, and what each layer read, (N, ...)."""
-    found: list[Tensor] = []
+def with_layer_inputs(model: Model, observations: Tensor) -> tuple[Tensor, dict[nn.Module, Tensor]]:
+    """The model's outputs, and what each layer read, (N, ...), in the order in which they did."""
+    found: dict[nn.Module, Tensor] = {}
 
-    def keep(_: nn.Module, inputs: Any) -> None:
-        found.append(inputs[0])
+    def keep(layer: nn.Module, inputs: Any) -> None:
+        found[layer] = inputs[0]
 
     hooks = [layer.register_forward_pre_hook(keep) for layer in layers_of(model)]
     try:

@@ -111,6 +111,9 @@ class GeneratorSettings:
     """Samples of the prior for each that is used: those are, which the teacher answers most decidedly, as many for
     each action; 0 takes them as they come."""
 
+    alignment: float = 0.0
+    """Power to which the gain of the teacher's last hidden dense layer counts in that choice (core.mixture.Chosen)."""
+
     disputed: int = 0
     """Observations that a direct generator draws for each that it starts from: those are, on which teacher and student
     differ most; 0 takes them as they come."""
@@ -198,6 +201,7 @@ class GeneratorSettings:
             "cpus",
             "gpus",
             "candidates",
+            "alignment",
             "disputed",
             "contrast",
             "width",
