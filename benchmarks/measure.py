@@ -34,7 +34,7 @@ from gasim_ray.evaluation.modes import modes_of_run
 from gasim_ray.evaluation.runs import distil_control, task_of_teacher
 from gasim_ray.evaluation.tasks import TEACHER, Score
 from gasim_ray.report.display import Display
-from gasim_ray.run import Interrupted, distill, interruptible, knowledge_level
+from gasim_ray.run import Interrupted, continuing, distill, interruptible, knowledge_level
 from gasim_ray.run_folder import RunFolder, write_atomically
 from gasim_ray.teachers import load_teacher
 from gasim_ray.training.classifier import ClassifierTraining, train_classifier
@@ -174,7 +174,7 @@ def distil_on_data(cell: Cell, teacher: Model, sitting: Sitting) -> tuple[Model,
             if caught():
                 raise KeyboardInterrupt
 
-    student = distil_control(config, teacher, observations, drive)
+    student = distil_control(config if state is None else continuing(config), teacher, observations, drive)
     if progress.spent < 1.0:
         raise Unfinished
     return student, {

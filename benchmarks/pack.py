@@ -1,8 +1,8 @@
 """Packs what a sitting on a lent machine made: python -m benchmarks.pack SUITE OUT [--only task=cifar10].
 
 Recorded lines, teachers and students in half precision, as parts of one archive that are small enough to be carried,
-and the checkpoints of teachers that are not finished as they are. At home the same command with --back adds the lines
-and the models that are not there yet, and replaces nothing but those checkpoints.
+and the checkpoints of teachers that are not finished as they are; what no longer fits in is named. At home the same
+command with --back adds the lines and the models that are not there yet, and replaces nothing but those checkpoints.
 """
 
 from __future__ import annotations
@@ -40,33 +40,41 @@ def main() -> int:
             print(f"{archive}: {unpack(given.suite, archive)} new files and lines")
         else:
             cells = [cell for cell in load_suite(given.suite) if matches(cell, given.only)]
-            print(f"{archive}: {pack(results_path(given.suite), cells, archive)} parts")
+            count, left = pack(results_path(given.suite), cells, archive)
+            print(f"{archive}: {count} parts")
+            if left:
+                print(f"left out, since {PARTS} parts hold no more: {', '.join(map(str, left))}", file=sys.stderr)
     except UserError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def pack(results: Path, cells: list[Cell], archive: Path) -> int:
-    """Write archive.00, archive.01, ... and return how many; raises UserError, writing nothing, for too many."""
-    buffer = io.BytesIO()
+def pack(results: Path, cells: list[Cell], archive: Path) -> tuple[int, list[Path]]:
+    """Write archive.00, archive.01, ...; returns how many, and the folders that no longer fitted in.
+
+    Raises UserError, writing nothing, if not even the recorded lines do.
+    """
+    buffer, left = io.BytesIO(), []
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path in files_of(results, cells):
-            as_it_is = path.suffix != ".safetensors" or ".unfinished/" in str(path)
-            content = path.read_bytes() if as_it_is else halved(path)
-            entry = tarfile.TarInfo(str(path.absolute().relative_to(Path.cwd())))
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
+        for files in packed_together(results, cells):
+            contents = [packed(path) for path in files]
+            # An entry is padded to 512 bytes behind a head of as many; the archive to 10,240.
+            if buffer.tell() + sum(len(content) + 1024 for content in contents) + 10_240 > PART * PARTS:
+                if files == [results]:
+                    raise UserError(f"suite: {results} alone is more than {PARTS} parts of {PART} bytes")
+                left.append(files[0].parent)
+                continue
+            for path, content in zip(files, contents, strict=True):
+                entry = tarfile.TarInfo(str(path.absolute().relative_to(Path.cwd())))
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
     whole = buffer.getvalue()
     parts = [whole[start : start + PART] for start in range(0, len(whole), PART)]
-    if len(parts) > PARTS:
-        raise UserError(
-            f"only: {len(parts)} parts are needed and {PARTS} allowed; pack fewer cells, such as one task's"
-        )
     archive.parent.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(parts):
         archive.with_name(f"{archive.name}.{number:02}").write_bytes(part)
-    return len(parts)
+    return len(parts), left
 
 
 def unpack(suite: str, archive: Path) -> int:
@@ -96,21 +104,27 @@ def unpack(suite: str, archive: Path) -> int:
     return added
 
 
-def files_of(results: Path, cells: list[Cell]) -> Iterator[Path]:
-    """The recorded lines, configuration and weights of each teacher and student that is there, unfinished teachers."""
+def packed_together(results: Path, cells: list[Cell]) -> Iterator[list[Path]]:
+    """Files that are of use only together, what matters most first.
+
+    The recorded lines; configuration and weights of each teacher and student that is there; unfinished teachers.
+    """
     if results.exists():
-        yield results
+        yield [results]
     folders = [*(cell.teacher for cell in cells), *(cell.folder / "student" for cell in cells)]
     for folder in dict.fromkeys(folders):
         files = [folder / "config.json", folder / "model.safetensors"]
         whole = all(file.exists() for file in files) and not (folder / "checkpoint").exists()
-        yield from files if whole else []
+        yield from [files] if whole else []
     for folder in dict.fromkeys(cell.unfinished_teacher for cell in cells):
-        yield from sorted(path for path in folder.rglob("*") if path.is_file())
+        unfinished = sorted(path for path in folder.rglob("*") if path.is_file())
+        yield from [unfinished] if unfinished else []
 
 
-def halved(path: Path) -> bytes:
-    """A weights file with its float32 tensors in float16."""
+def packed(path: Path) -> bytes:
+    """A file's content; a finished model's weights with their float32 tensors in float16."""
+    if path.suffix != ".safetensors" or ".unfinished/" in str(path):
+        return path.read_bytes()
     tensors = load_file(path)
     return save({name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()})
 

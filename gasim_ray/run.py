@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def distill(
         if mirror and resume:
             mirror.download()
         state = folder.resume(config) if resume else None
-        workers = start_workers(teacher, config)
+        workers = start_workers(teacher, config if state is None else continuing(config))
         try:
             if state is None:
                 begin(folder, config, overwrite, mirror)
@@ -97,6 +98,11 @@ def begin(folder: RunFolder, config: DistillConfig, overwrite: bool, mirror: Mir
             mirror.begin()
     except OSError as error:
         raise UserError(f"out: {folder.path} cannot be written ({error.strerror})") from error
+
+
+def continuing(config: DistillConfig) -> DistillConfig:
+    """The settings for workers that a checkpoint is restored to: where its student started is not worked out again."""
+    return replace(config, student=replace(config.student, init="random"))
 
 
 def start_workers(teacher: Model, config: DistillConfig) -> Workers:

@@ -84,6 +84,13 @@ def teacher_folder(name: str, groups: str | None = None) -> Path:
     return found[0] if found else made
 
 
+def judge_folder(dataset: str) -> Path:
+    """Where a teacher of all the data set's classes lies, of whichever task has one; else where it would be made."""
+    folders = [teacher_folder(name) for name, task in TASKS.items() if task.dataset == dataset and not task.groups]
+    made = [folder for folder in folders if (folder / "config.json").exists()]
+    return next(iter([*made, *folders]), Path("teachers") / dataset)
+
+
 def folder_to_train(name: str, groups: str | None = None) -> Path:
     """Where the task's teacher is made unless told otherwise; one for tasks that are the same."""
     task = find_task(name, groups)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 from hypothesis import settings
 
 from gasim_ray import cli
-from gasim_ray.core.model import save_model
+from gasim_ray.core.model import Model, ModelConfig, save_model
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -59,6 +60,15 @@ def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a classifier of 28x28 images with four classes."""
     folder = tmp_path_factory.mktemp("teachers") / "image"
     save_model(tiny.model(tiny.GREY, actions=4), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coloured_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a classifier of 16x16 coloured images with batch normalisation."""
+    folder = tmp_path_factory.mktemp("teachers") / "coloured"
+    spec = replace(tiny.COLOUR, shape=(3, 16, 16), dtype="uint8", high=(255.0,), mean=(120.0,), std=(60.0,))
+    save_model(Model(ModelConfig(tiny.SMALL_RESNET, spec, 4, "logits")).frozen(), folder)
     return folder
 
 

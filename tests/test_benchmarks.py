@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -144,7 +143,8 @@ def test_a_policy_is_trained_for_its_cells_sitting_by_sitting(
     run.make_teacher(cell, 0.1)
     assert [path.name for path in Path("teachers").iterdir()] == ["own.unfinished"]
     assert not cell.has_teacher
-    assert Path("teachers/own.unfinished/checkpoint/state.json") in list(pack.files_of(Path("none"), [cell]))
+    (unfinished,) = pack.packed_together(Path("none"), [cell])
+    assert Path("teachers/own.unfinished/checkpoint/state.json") in unfinished
     run.make_teacher(cell, 600)
     assert [path.name for path in Path("teachers").iterdir()] == ["own"]
     assert {path.name for path in cell.teacher.iterdir()} == {"config.json", "model.safetensors"}
@@ -181,18 +181,23 @@ def test_what_a_sitting_made_comes_back_in_parts(suite: dict[str, Any], monkeypa
         torch.testing.assert_close(tensor, student.state_dict()[name], atol=1e-3, rtol=1e-3)
 
 
-def test_more_parts_than_allowed_are_refused(
+def test_what_more_parts_than_allowed_would_take_is_left_out_and_named(
     suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite["tasks"]["cartpole"]["teacher"] = "teachers/own"
     declare(suite)
     shutil.copytree(REPOSITORY / "benchmarks" / "teachers" / "cartpole-dqn", "teachers/own")
-    monkeypatch.setattr(pack, "PART", 10_000)
-    assert started(monkeypatch, pack, "small", "out") == 2
-    assert re.search(r"only: \d+ parts are needed and 8 allowed", capsys.readouterr().err)
-    assert not Path("out").exists()
+    append_result("small", {"recorded": "here"})
+    monkeypatch.setattr(pack, "PART", 2_000)
     assert started(monkeypatch, pack, "small", "out", "--back") == 2
     assert "out: no out/small.tar.00 there; pack it first" in capsys.readouterr().err
+    assert started(monkeypatch, pack, "small", "out") == 0
+    assert "left out, since 8 parts hold no more: teachers/own" in capsys.readouterr().err
+    assert 1 <= len(list(Path("out").iterdir())) <= 8
+    monkeypatch.setattr(pack, "PART", 1_000)
+    assert started(monkeypatch, pack, "small", "elsewhere") == 2
+    assert "results/small.jsonl alone is more than 8 parts" in capsys.readouterr().err
+    assert not Path("elsewhere").exists()
 
 
 def test_an_unknown_suite_is_refused(suite: dict[str, Any]) -> None:

@@ -171,6 +171,23 @@ def test_the_score_speaks_for_information_and_units_in_use_and_against_impossibl
     assert asked == [pytest.approx(0.0, abs=0.01), pytest.approx(-0.5, abs=0.01)]
 
 
+def test_worlds_are_scored_by_the_entropy_that_the_teacher_s_folder_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[object]()
+
+    def watched(seen: Seen, bound: float, entropy: float | None) -> torch.Tensor:
+        told.append(entropy)
+        return score(seen, bound, entropy)
+
+    monkeypatch.setattr("gasim_ray.core.evolved.score", watched)
+    for source in ({}, {"entropy": 0.4}):
+        teacher = tiny.model(FRAMES)
+        teacher.config = replace(teacher.config, source=source)
+        generator = evolved(teacher)
+        generator.start(rng("cpu"))
+        generator.improve(lambda x, _: x.sum(), rng("cpu"))
+    assert told == [None, 0.4]
+
+
 def test_children_have_things_of_both() -> None:
     prior = Worlds(tiny.model(FRAMES), "cpu")
     a, b = prior.draw(2, rng("cpu", 0)), prior.draw(2, rng("cpu", 1))

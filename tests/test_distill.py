@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gasim_ray import cli
+from gasim_ray.actors import workers
 from gasim_ray.config import build_config
 from gasim_ray.core.model import load_model
 from gasim_ray.methods import METHODS
@@ -80,12 +81,13 @@ def test_a_run_leaves_what_it_should(tmp_path: Path, config_file: Callable[..., 
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-@pytest.mark.parametrize("kind", ["vector", "image"])
+@pytest.mark.parametrize("kind", ["vector", "image", "coloured"])
 def test_every_method_distils_every_kind_of_teacher(
-    method: str, kind: str, tmp_path: Path, vector_teacher: Path, image_teacher: Path
+    method: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    architecture = tiny.SMALL_NETWORK if kind == "vector" else tiny.SMALL_CNN
-    teacher = vector_teacher if kind == "vector" else image_teacher
+    monkeypatch.setattr(workers, "FITTING_SAMPLES", 32)
+    teacher: Path = request.getfixturevalue(f"{kind}_teacher")
+    architecture = {"vector": tiny.SMALL_NETWORK, "image": tiny.SMALL_CNN, "coloured": tiny.SMALL_RESNET}[kind]
     student = {"architecture": architecture, "batch_size": 16}
     given = {"teacher": str(teacher), "method": method, "student": student, "generator": {"batch_size": 16}}
     config = build_config({**given, "budget": {"observations": 64}, "local": True, "out": str(tmp_path / "run")})
@@ -174,6 +176,20 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
         assert last[name] == expected[name], name
     reached = [row["student_steps"] for row in rows_of(stopped)]
     assert reached == sorted(reached)
+
+
+def test_where_a_student_starts_is_not_worked_out_again_for_a_run_that_goes_on(
+    tmp_path: Path, image_teacher: Path, config_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = {"architecture": tiny.SMALL_CNN, "batch_size": 16, "init": "prune"}
+    config = config_file(tiny.tree(image_teacher, local=True, out=str(tmp_path / "run"), student=student))
+    started = list[object]()
+    monkeypatch.setattr(workers, "cut_down", lambda *given: started.append(given))
+    assert cli.main(["distill", str(config)]) == 0
+    assert len(started) == 1
+    assert cli.main(["distill", str(config), "--resume", "--budget.student_steps=60"]) == 0
+    assert len(started) == 1
+    assert rows_of(tmp_path / "run")[-1]["student_steps"] == 60
 
 
 def test_a_finished_run_goes_on_with_a_larger_budget(

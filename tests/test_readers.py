@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gasim_ray.errors import UserError
@@ -105,11 +106,26 @@ def test_a_truncated_batch_is_named(write: Callable[[Path], Path], name: str, tm
         load_dataset("cifar10", tmp_path)
 
 
-def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_an_image_folder_of_ones_own_is_a_data_set(tmp_path: Path) -> None:
+    write_images(tmp_path / "pets", ("dog", "cat"), side=20)
+    dataset = load_dataset("pets", tmp_path)
+    assert (dataset.class_names, dataset.spec.shape) == (("cat", "dog"), (3, 20, 20))
+    assert dataset.train_labels.tolist() == [0, 1]
+    read = dataset.spec.normalise(torch.from_numpy(dataset.train_images).float())
+    torch.testing.assert_close(read.mean((0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(read.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-3, rtol=0)
+    with pytest.raises(UserError, match="dataset: 'pests' is not known, and no image folder"):
+        load_dataset("pests", tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "overwritten"])
+def test_an_archive_that_is_damaged_is_refused(damage: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar.xz", "w:xz") as archive:
         archive.add(write_images(tmp_path / "images") / "train", "train")
     content = (tmp_path / "x.tar.xz").read_bytes()
-    (tmp_path / "x.tar.xz").write_bytes(content[: len(content) // 2])
+    half = len(content) // 2
+    rest = b"" if damage == "cut off" else bytes(100) + content[half + 100 :]
+    (tmp_path / "x.tar.xz").write_bytes(content[:half] + rest)
     with pytest.raises(UserError, match=r"x\.tar\.xz: cannot be read"):
         read_image_archive(tmp_path, "x.tar.xz", CLASSES)
 

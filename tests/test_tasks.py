@@ -14,7 +14,7 @@ import torch
 
 from gasim_ray import cli
 from gasim_ray.actors import workers
-from gasim_ray.config import build_config
+from gasim_ray.config import build_config, merged
 from gasim_ray.core.model import Model, ModelConfig, load_config, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation import tasks
@@ -25,7 +25,15 @@ from gasim_ray.evaluation.modes import ModeShares, mode_shares
 from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask
 from gasim_ray.models import build_network
 from gasim_ray.run_folder import saved_config
-from gasim_ray.tasks import TASKS, distillation_of, find_task, folder_to_train, split_task, teacher_folder
+from gasim_ray.tasks import (
+    TASKS,
+    distillation_of,
+    find_task,
+    folder_to_train,
+    judge_folder,
+    split_task,
+    teacher_folder,
+)
 
 GAME = "ALE/Pong-v5"
 
@@ -62,6 +70,17 @@ def test_a_pair_of_residual_networks_is_distilled(name: str, tmp_path: Path, mon
     assert bool(torch.isfinite(student(torch.rand((4, 3, 16, 16)))).all())
 
 
+@pytest.mark.parametrize("name", [name for name in TASKS if (teacher_folder(name) / "config.json").exists()])
+def test_a_shipped_teacher_is_distilled_by_the_name_of_its_task(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "FITTING_SAMPLES", 32)
+    tiny_run = {"generator": {"batch_size": 32, "steps": 1}, "student": {"batch_size": 32}, "local": True}
+    given = merged(distillation_of(name), {**tiny_run, "budget": {"observations": 64}, "out": str(tmp_path / "run")})
+    student = load_model(cli.run_distillation(build_config(given)) / "student")
+    assert student.config.actions == load_model(given["teacher"]).config.actions
+
+
 @pytest.mark.usefixtures("on_cluster")
 def test_a_task_is_trained_distilled_and_evaluated_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -95,6 +114,8 @@ def test_groups_that_are_a_named_task_have_its_teacher() -> None:
     assert teacher_folder("mnist", "0,1/2,3/4,5/6,7/8,9") == teacher_folder("mnist-pairs")
     assert teacher_folder("mnist-pairs", "") == teacher_folder("mnist")
     assert teacher_folder("mnist", "0,1/2,3/4,5/6,7,8/9").name == "mnist-0,1_2,3_4,5_6,7,8_9"
+    assert judge_folder("mnist") == teacher_folder("mnist")
+    assert judge_folder("cifar10") == teacher_folder("cifar10-small")  # the one that is shipped
     # A shipped one is not in the way of one's own.
     assert folder_to_train("mnist", "0,1/2,3/4,5/6,7/8,9") == Path("teachers/mnist-pairs")
 

@@ -25,7 +25,7 @@ from gasim_ray.training import algorithms, recipes, rllib
 from gasim_ray.training.algorithms import build_algorithm
 from gasim_ray.training.array_ppo import advantages
 from gasim_ray.training.game_appo import stretches
-from gasim_ray.training.game_dqn import GameReplay
+from gasim_ray.training.game_dqn import GameReplay, GreedyRunner
 from gasim_ray.training.precision import bf16_is_faster
 from gasim_ray.training.progress import Progress
 from gasim_ray.training.recipes import DQNRecipe, game_network
@@ -120,10 +120,13 @@ def test_dqn_on_games_learns_from_its_replay(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(recipes.RECIPES, ("dqn", PONG), recipe)
     drawn, draw = list[int](), GameReplay.sample
     monkeypatch.setattr(GameReplay, "sample", lambda replay, size: (drawn.append(size), draw(replay, size))[1])
+    before, play = list[int](), GreedyRunner.sample
+    monkeypatch.setattr(GreedyRunner, "sample", lambda runner, taken: (before.append(taken), play(runner, taken))[1])
     settings = PolicyTraining(PONG, "dqn", width=TINY, max_steps=1_000, episodes=2, bf16=False)
     teacher = train_policy(settings, tmp_path / "pong", lambda _: None)
     assert (teacher.config.outputs, teacher.config.source["algorithm"]) == ("q_values", "dqn")
     assert 500 < sum(drawn) < 2_500
+    assert before == list(range(0, 64 * len(before), 64))
 
 
 @given(

@@ -19,6 +19,7 @@ SPECS = {"vector": VECTOR, "28x28x1": GREY, "32x32x3": COLOUR, "84x84x4": ATARI}
 #: Of each kind of spec, an architecture that takes no time.
 SMALL_NETWORK: dict[str, Any] = {"name": "mlp", "hidden": [8]}
 SMALL_CNN: dict[str, Any] = {"name": "cnn", "filters": [[4, 8, 4]], "hidden": [8]}
+SMALL_RESNET: dict[str, Any] = {"name": "wide_resnet", "depth": 10, "width": 1}
 
 
 def small_architecture(spec: ObservationSpec) -> dict[str, Any]:

@@ -132,13 +132,16 @@ def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, conf
         random = rng(source.device, config.seed, LEARNER_KEY)
         return torch.cat([source.sample(PRUNING_SAMPLES, random).cpu() for _ in range(0, count, PRUNING_SAMPLES)])
 
+    # The teacher goes to the CPU last: a prior on another device asks it there.
     if svd_obstacle(teacher, student) is None:
         seen = None if config.student.init == "svd" else invented(FACTORING_SAMPLES)
         factor(teacher.cpu(), student, seen, config.student.value_weight)
     elif prune_obstacle(teacher, student) is None:
-        cut_down(teacher.cpu(), student, invented(PRUNING_SAMPLES))
+        seen = invented(PRUNING_SAMPLES)
+        cut_down(teacher.cpu(), student, seen)
     elif slim_obstacle(teacher, student) is None:
-        slim(teacher.cpu(), student, first_batches(student, teacher, prior, config, FITTING_SAMPLES))
+        seen = first_batches(student, teacher, prior, config, FITTING_SAMPLES)
+        slim(teacher.cpu(), student, seen)
 
 
 def first_batches(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig, count: int) -> Tensor:

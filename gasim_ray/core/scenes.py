@@ -22,8 +22,8 @@ from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
 
-#: Stacks that are drawn at once: few enough that they stay in a core's cache.
-CHUNK = 64
+#: Stacks whose pixels are drawn at once, few enough to stay in a core's cache, and that a teacher answers at once.
+CHUNK, ANSWERED = 16, 64
 #: Levels of the ground that are compared, from the lower bound to the upper; scenes that each is judged by; and
 #: which share of what the best one tells makes another, that tells so much less, e times less likely.
 LEVELS, TELLING_SCENES, TOLD = 11, 1024, 0.03
@@ -97,15 +97,22 @@ def covering(line: Tensor, first: Tensor, size: Tensor) -> Tensor:
     return ((line >= start) & (line < start + size.unsqueeze(-1))).float()
 
 
-def drawn(ground: Tensor, tone: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Frames (N, frames, colours, height, width) in which each thing adds its tone to what it covers of the ground.
+def factors(ground: Tensor, tone: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """What frames (N, frames, colours, height, width) are the product of, in which each thing adds its tone to what it
+    covers of the ground.
 
     ground: (N, colours); tone: (N, colours, things); rows: (N, frames, things, height), how far a thing covers a row;
     columns likewise.
     """
     tones = torch.cat([ground.unsqueeze(2), tone], 2)
     rows, columns = (F.pad(covers, (0, 0, 1, 0), value=1.0) for covers in (rows, columns))
-    return (tones[:, None, :, :, None] * rows.unsqueeze(2)).transpose(3, 4) @ columns.unsqueeze(2)
+    return (tones[:, None, :, :, None] * rows.unsqueeze(2)).transpose(3, 4), columns.unsqueeze(2)
+
+
+def drawn(ground: Tensor, tone: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The frames; see `factors`."""
+    tall, wide = factors(ground, tone, rows, columns)
+    return tall @ wide
 
 
 @dataclass(frozen=True)
@@ -158,10 +165,12 @@ class Scenes(Prior):
         shape = self.spec.network_shape
         stacks = torch.empty((count, *shape), dtype=self.spec.torch_dtype, device=self.device)
         chunk = CHUNK if self.device.type == "cpu" else count
+        tall, wide = self._factors(self.things(count, generator))
         for start in range(0, count, chunk):
-            part = stacks[start : start + chunk]
-            pictured = self.noisy(self.pictured(self.things(len(part), generator)), generator)
-            part.copy_(pictured.reshape(part.shape))
+            some = slice(start, start + chunk)
+            pictured = self.noisy(tall[some] @ wide[some], generator).reshape(-1, *shape)
+            # To bytes PyTorch converts one by one, to 16 bits many at once.
+            stacks[some] = pictured.short() if stacks.dtype == torch.uint8 else pictured
         return self.arranged(stacks)
 
     def arranged(self, stacks: Tensor) -> Tensor:
@@ -190,9 +199,13 @@ class Scenes(Prior):
 
         With softness edges have a gradient, as if they faded over so many pixels; they are drawn hard all the same.
         """
+        tall, wide = self._factors(things, softness)
+        return tall @ wide
+
+    def _factors(self, things: Things, softness: float = 0.0) -> tuple[Tensor, Tensor]:
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
         covered = [self._covered(things, axis, softness) for axis in (0, 1)]
-        return drawn(low + (high - low) * things.ground, (high - low) * things.tone, *covered)
+        return factors(low + (high - low) * things.ground, (high - low) * things.tone, *covered)
 
     def _covered(self, things: Things, axis: int, softness: float) -> Tensor:
         """How far each thing covers each row, for axis 0, or column: (N, frames, things, side)."""
@@ -215,9 +228,10 @@ class Scenes(Prior):
     def noisy(self, stacks: Tensor, generator: torch.Generator) -> Tensor:
         """Some of the stacks, in place, with noise on every pixel."""
         low, high = (float(bound.mean()) for bound in (self.low, self.high))
-        noisy = (uniform(generator, (len(stacks),)) < self.settings.noise).nonzero()[:, 0]
-        strength = (high - low) * uniform(generator, (len(noisy), 1, 1, 1, 1), 0.0, 0.25)
-        stacks[noisy] += strength * (uniform(generator, (len(noisy), *stacks.shape[1:])) - 0.5)
+        if self.settings.noise:
+            noisy = (uniform(generator, (len(stacks),)) < self.settings.noise).nonzero()[:, 0]
+            strength = (high - low) * uniform(generator, (len(noisy), 1, 1, 1, 1), 0.0, 0.25)
+            stacks[noisy] += strength * (uniform(generator, (len(noisy), *stacks.shape[1:])) - 0.5)
         return stacks.clamp_(low, high)
 
     def things(self, count: int, generator: torch.Generator) -> Things:
@@ -268,7 +282,7 @@ def telling_levels(teacher: Model, device: torch.device, settings: SceneSettings
     for odds in torch.eye(LEVELS, device=device):
         scenes.odds = odds
         stacks = scenes.sample(TELLING_SCENES, rng(device, 0))
-        outputs = torch.cat([teacher(stacks[start : start + CHUNK]) for start in range(0, len(stacks), CHUNK)])
+        outputs = torch.cat([teacher(part) for part in torch.split(stacks, ANSWERED)])
         policy = torch.softmax(policy_logits(outputs, teacher.config.output_scale), 1)
         told.append(torch.special.entr(policy.mean(0)).sum() - torch.special.entr(policy).sum(1).mean())
     return torch.stack(told)

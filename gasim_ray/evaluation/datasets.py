@@ -94,17 +94,39 @@ def load_dataset(name: str, folder: Path | None = None, groups: str = "") -> Dat
     """Read a data set by name; `groups` merges classes, see `grouped`.
 
     A folder that is given must hold it. Without one, $GASIM_DATA, ./data and ../shared/datasets are searched, from
-    the current folder and from the repository's root. `mnist-sample` comes with the package and needs no folder.
+    the current folder and from the repository's root. `mnist-sample` comes with the package and needs no folder. Any
+    other name is that of an image folder there (train/CLASS/* and test/CLASS/*).
 
     Raises UserError if the name is unknown, the files are not there (it says which go where), one is corrupt, or the
     groups are no partition of the classes.
     """
+    own = None if name in SOURCES else _image_folder(name, folder)
+    dataset = _published(name, folder) if own is None else _own(name, own)
+    return grouped(dataset, groups) if groups else dataset
+
+
+def _published(name: str, folder: Path | None) -> Dataset:
     source = find_source(name)
     splits = _read(name, source, folder)
     for images, labels in (splits[:2], splits[2:]):
         _check(name, source, images, labels)
-    dataset = Dataset(name, *splits, source.class_names, source.spec())
-    return grouped(dataset, groups) if groups else dataset
+    return Dataset(name, *splits, source.class_names, source.spec())
+
+
+def _image_folder(name: str, folder: Path | None) -> Path | None:
+    places = (root / name for root in _folders(folder))
+    return next((place for place in places if all((place / part).is_dir() for part in ("train", "test"))), None)
+
+
+def _own(name: str, place: Path) -> Dataset:
+    """Classes are the folders in order of their names; how images are normalised is measured on those for training."""
+    classes = tuple(sorted(path.name for path in (place / "train").iterdir() if path.is_dir()))
+    splits = readers.read_image_folder(place, classes)
+    channels, height, width = splits[0].shape[1:]
+    mean = splits[0].mean((0, 2, 3), dtype=np.float64).round(2)
+    std = splits[0].std((0, 2, 3), dtype=np.float64).clip(1.0).round(2)
+    source = Source((), classes, (channels, height, width), tuple(map(float, mean)), tuple(map(float, std)))
+    return Dataset(name, *splits, classes, source.spec())
 
 
 def find_source(name: str) -> Source:
@@ -112,7 +134,7 @@ def find_source(name: str) -> Source:
     if name not in SOURCES:
         near = get_close_matches(name, SOURCES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
-        raise UserError(f"dataset: {name!r} is not known; {hint}")
+        raise UserError(f"dataset: {name!r} is not known, and no image folder; {hint}")
     return SOURCES[name]
 
 

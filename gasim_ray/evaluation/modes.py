@@ -18,7 +18,7 @@ from gasim_ray.evaluation.datasets import Modes
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.tasks import DatasetTask, Task
 from gasim_ray.run_folder import RunFolder
-from gasim_ray.tasks import teacher_folder
+from gasim_ray.tasks import TASKS, judge_folder
 
 #: At most this many images of a pool are judged, evenly spaced from the oldest to the newest.
 JUDGED = 20_000
@@ -44,13 +44,14 @@ class ModeShares:
 def modes_of_run(run: Path, task: Task) -> ModeShares | None:
     """How the pool of a run is spread over its task's hidden modes; None where no classes were merged.
 
-    The judge is the teacher of the same data set unmerged. Raises UserError if there is none, or no checkpoint.
+    The judge is a teacher of the same data set unmerged. Raises UserError if there is none, or no checkpoint.
     """
     if not isinstance(task, DatasetTask) or task.dataset.modes is None:
         return None
-    folder = teacher_folder(task.dataset.name)
+    folder = judge_folder(task.dataset.name)
     if not (folder / "config.json").exists():
-        raise UserError(f"judge: none in {folder}; make it with: gasim teacher train --task {task.dataset.name}")
+        how = f"--task {folder.name}" if folder.name in TASKS else f"--dataset {task.dataset.name} --out {folder}"
+        raise UserError(f"judge: none in {folder}; make it with: gasim teacher train {how}")
     pool = RunFolder(run).pool()
     return mode_shares(pool[:: -(-len(pool) // JUDGED)], load_model(folder).frozen(), task.dataset.modes)
 

@@ -6,6 +6,7 @@ Each takes the folder that holds the files and returns (train images, train labe
 from __future__ import annotations
 
 import gzip
+import lzma
 import pickle
 import tarfile
 import zlib
@@ -181,7 +182,7 @@ def read_image_archive(folder: Path, name: str, class_names: Sequence[str]) -> S
                     file = archive.extractfile(member) if member.isfile() else None
                     if file is not None:
                         yield tuple(Path(member.name).parts[-3:]), file.read()
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{folder / name}: cannot be read ({error}); fetch it again") from error
 
     return _read_images(members(), folder / name, class_names)

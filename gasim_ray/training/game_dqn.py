@@ -14,7 +14,7 @@ from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TAR
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import QNetAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
@@ -54,12 +54,15 @@ class GameQ(TorchRLModule, QNetAPI, WithTarget):  # type: ignore[misc]
 class GreedyRunner(GameRunner):
     """Plays the action of the highest Q-value, and a random one with a probability that falls as it is configured."""
 
-    def sample(self, **_: Any) -> list[Rows]:
-        """One round as rows (steps, games, ...): what was seen, done and gained, and whether it ended there."""
+    def sample(self, taken: int = 0, **_: Any) -> list[Rows]:
+        """One round as rows (steps, games, ...): what was seen, done and gained, and whether it ended there.
+
+        taken: steps that all runners took before, by which the probability of a random action falls.
+        """
         now = self.begin()
         steps = self.config.get_rollout_fragment_length(self.worker_index)
         times, shares = zip(*self.config.epsilon, strict=True)
-        epsilon = np.interp(self.num_env_steps_sampled_lifetime, times, shares)
+        epsilon = np.interp(taken, times, shares)
         rows: Rows = {
             Columns.OBS: np.empty((steps, *now.shape), np.uint8),
             Columns.ACTIONS: np.empty((steps, self.num_envs), np.int64),
@@ -131,8 +134,10 @@ class GameDQN(ReplayDQN):
 
     def collect(self) -> int:
         """See ReplayDQN."""
+        taken = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0)
         rounds = self.env_runner_group.foreach_env_runner(
-            lambda runner: (runner.sample(), runner.get_metrics()), local_env_runner=self.config.num_env_runners == 0
+            lambda runner: (runner.sample(taken), runner.get_metrics()),
+            local_env_runner=self.config.num_env_runners == 0,
         )
         self.metrics.aggregate([metrics for _, metrics in rounds], key=ENV_RUNNER_RESULTS)
         rows = {name: np.concatenate([sampled[0][name] for sampled, _ in rounds], axis=1) for name in rounds[0][0][0]}
