@@ -27,7 +27,7 @@ PART, PARTS = 16 * 2**20, 8
 
 
 def main() -> int:
-    """Write the parts; returns the exit code."""
+    """Write the parts; returns the exit code, 1 if something was left out."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pack", description=__doc__)
     parser.add_argument("suite", choices=suite_names())
     parser.add_argument("out", type=Path)
@@ -44,6 +44,7 @@ def main() -> int:
             print(f"{archive}: {count} parts")
             if left:
                 print(f"left out, since {PARTS} parts hold no more: {', '.join(map(str, left))}", file=sys.stderr)
+                return 1
     except UserError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
@@ -57,13 +58,13 @@ def pack(results: Path, cells: list[Cell], archive: Path) -> tuple[int, list[Pat
     """
     buffer, left = io.BytesIO(), []
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for files in packed_together(results, cells):
+        for folder, files in packed_together(results, cells):
             contents = [packed(path) for path in files]
             # An entry is padded to 512 bytes behind a head of as many; the archive to 10,240.
             if buffer.tell() + sum(len(content) + 1024 for content in contents) + 10_240 > PART * PARTS:
                 if files == [results]:
                     raise UserError(f"suite: {results} alone is more than {PARTS} parts of {PART} bytes")
-                left.append(files[0].parent)
+                left.append(folder)
                 continue
             for path, content in zip(files, contents, strict=True):
                 entry = tarfile.TarInfo(str(path.absolute().relative_to(Path.cwd())))
@@ -104,21 +105,21 @@ def unpack(suite: str, archive: Path) -> int:
     return added
 
 
-def packed_together(results: Path, cells: list[Cell]) -> Iterator[list[Path]]:
-    """Files that are of use only together, what matters most first.
+def packed_together(results: Path, cells: list[Cell]) -> Iterator[tuple[Path, list[Path]]]:
+    """Files that are of use only together and the folder that they are of, what matters most first.
 
-    The recorded lines; configuration and weights of each teacher and student that is there; unfinished teachers.
+    The recorded lines; unfinished teachers; configuration and weights of each teacher and student that is there.
     """
     if results.exists():
-        yield [results]
+        yield results.parent, [results]
+    for folder in dict.fromkeys(cell.unfinished_teacher for cell in cells):
+        unfinished = sorted(path for path in folder.rglob("*") if path.is_file())
+        yield from [(folder, unfinished)] if unfinished else []
     folders = [*(cell.teacher for cell in cells), *(cell.folder / "student" for cell in cells)]
     for folder in dict.fromkeys(folders):
         files = [folder / "config.json", folder / "model.safetensors"]
         whole = all(file.exists() for file in files) and not (folder / "checkpoint").exists()
-        yield from [files] if whole else []
-    for folder in dict.fromkeys(cell.unfinished_teacher for cell in cells):
-        unfinished = sorted(path for path in folder.rglob("*") if path.is_file())
-        yield from [unfinished] if unfinished else []
+        yield from [(folder, files)] if whole else []
 
 
 def packed(path: Path) -> bytes:

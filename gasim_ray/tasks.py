@@ -86,9 +86,9 @@ def teacher_folder(name: str, groups: str | None = None) -> Path:
 
 def judge_folder(dataset: str) -> Path:
     """Where a teacher of all the data set's classes lies, of whichever task has one; else where it would be made."""
-    folders = [teacher_folder(name) for name, task in TASKS.items() if task.dataset == dataset and not task.groups]
-    made = [folder for folder in folders if (folder / "config.json").exists()]
-    return next(iter([*made, *folders]), Path("teachers") / dataset)
+    names = [name for name, task in TASKS.items() if task.dataset == dataset != name and not task.groups]
+    folders = [teacher_folder(name) for name in [dataset, *names] if name in TASKS] or [Path("teachers") / dataset]
+    return next((folder for folder in folders if (folder / "config.json").exists()), folders[0])
 
 
 def folder_to_train(name: str, groups: str | None = None) -> Path:

@@ -250,6 +250,11 @@ def test_what_the_last_hidden_layer_answers_strongly_is_chosen_before_the_rest()
     assert gain(aligned) > 1.02 * gain(plain)
 
 
+def test_a_teacher_that_computes_in_bf16_has_a_gain() -> None:
+    teacher = tiny.model(tiny.GREY).computing(bf16=True, channels_last=False)
+    assert Chosen(Uniform(teacher, "cpu"), teacher, 4, 4.0).sample(6, rng("cpu", 0)).shape == (6, 1, 28, 28)
+
+
 def test_alignment_asks_for_a_dense_layer() -> None:
     teacher = tiny.model(tiny.GREY)
     teacher.network = nn.Sequential(nn.Conv2d(1, 3, 28), nn.Flatten())

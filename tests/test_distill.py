@@ -89,7 +89,8 @@ def test_every_method_distils_every_kind_of_teacher(
     teacher: Path = request.getfixturevalue(f"{kind}_teacher")
     architecture = {"vector": tiny.SMALL_NETWORK, "image": tiny.SMALL_CNN, "coloured": tiny.SMALL_RESNET}[kind]
     student = {"architecture": architecture, "batch_size": 16}
-    given = {"teacher": str(teacher), "method": method, "student": student, "generator": {"batch_size": 16}}
+    generator = {"batch_size": 16, "width": 8}
+    given = {"teacher": str(teacher), "method": method, "student": student, "generator": generator}
     config = build_config({**given, "budget": {"observations": 64}, "local": True, "out": str(tmp_path / "run")})
     run = cli.run_distillation(config)
     loss = rows_of(run)[-1]["loss"]

@@ -114,8 +114,15 @@ def test_an_image_folder_of_ones_own_is_a_data_set(tmp_path: Path) -> None:
     read = dataset.spec.normalise(torch.from_numpy(dataset.train_images).float())
     torch.testing.assert_close(read.mean((0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
     torch.testing.assert_close(read.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-3, rtol=0)
-    with pytest.raises(UserError, match="dataset: 'pests' is not known, and no image folder"):
+    with pytest.raises(UserError, match=f"'pests' is not known; .* nor are there folders pests/train .* in {tmp_path}"):
         load_dataset("pests", tmp_path)
+    with pytest.raises(UserError, match=f"'{tmp_path}/pets' is not known"):
+        load_dataset(f"{tmp_path}/pets", tmp_path)
+    (tmp_path / "pets" / "train" / ".hidden").mkdir()
+    assert load_dataset("pets", tmp_path).class_names == ("cat", "dog")
+    (tmp_path / "pets" / "train" / "owl").mkdir()
+    with pytest.raises(UserError, match=r"pets/train/owl holds no images; fill it, or remove it"):
+        load_dataset("pets", tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut off", "overwritten"])

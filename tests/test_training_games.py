@@ -120,13 +120,18 @@ def test_dqn_on_games_learns_from_its_replay(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(recipes.RECIPES, ("dqn", PONG), recipe)
     drawn, draw = list[int](), GameReplay.sample
     monkeypatch.setattr(GameReplay, "sample", lambda replay, size: (drawn.append(size), draw(replay, size))[1])
-    before, play = list[int](), GreedyRunner.sample
-    monkeypatch.setattr(GreedyRunner, "sample", lambda runner, taken: (before.append(taken), play(runner, taken))[1])
+    before, play, looked_up, interp = list[int](), GreedyRunner.sample, list[float](), np.interp
+    more = 10_000  # as if other runners had taken these
+    monkeypatch.setattr(
+        GreedyRunner, "sample", lambda runner, taken: (before.append(taken), play(runner, taken + more))[1]
+    )
+    monkeypatch.setattr(np, "interp", lambda x, *known: (looked_up.append(x), interp(x, *known))[1])
     settings = PolicyTraining(PONG, "dqn", width=TINY, max_steps=1_000, episodes=2, bf16=False)
     teacher = train_policy(settings, tmp_path / "pong", lambda _: None)
     assert (teacher.config.outputs, teacher.config.source["algorithm"]) == ("q_values", "dqn")
     assert 500 < sum(drawn) < 2_500
     assert before == list(range(0, 64 * len(before), 64))
+    assert looked_up == [taken + more for taken in before]
 
 
 @given(

@@ -72,7 +72,7 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
 ) -> None:
     """By Ctrl-C after its first trial, and when it had gone on by a kill after its second."""
     out = tmp_path / "swept"
-    tree = sweep_tree(vector_teacher, trials=4, concurrent=1)
+    tree = sweep_tree(vector_teacher, trials=3, concurrent=1)
 
     def ended() -> list[Path]:
         """Trials whose last line tells of a spent budget, in the order of their numbers."""
@@ -99,9 +99,9 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
     before |= {path: path.read_bytes() for path in ended()[:2]}
     run_tune(gasim, cluster_address, "--resume", out)
     rows = pd.read_csv(out / "results.csv")
-    assert list(rows["state"]) == ["finished"] * 4
+    assert list(rows["state"]) == ["finished"] * 3
     assert {path: path.read_bytes() for path in before} == before
-    assert len(list(out.glob("trial_*"))) == 4
+    assert len(list(out.glob("trial_*"))) == 3
 
 
 def reports_of(sweep: Path) -> list[dict[str, float]]:

@@ -87,9 +87,9 @@ class Chosen(Prior):
     the first layer: that tells which of several priors resembles the data. Observation i of a sample has, among
     `candidates` times as many, one of the greatest outputs for action i modulo the number of actions.
 
-    With `alignment` what also counts, to that power, is how strongly the last hidden dense layer answers for the
-    strength of what it reads (the one that answers, where there is no other). Own: its weights have grown along what it
-    was trained on, which so excites it more than anything else of the same strength.
+    With `alignment` what also counts, to that power, is the gain of the last dense layer but one (the last, where there
+    is no other): the squared norm of what it answers, without bias, over that of what it reads. Own: its weights have
+    grown along what it was trained on, which so excites it more than anything else of the same strength.
 
     Raises UserError if there is alignment and the teacher has no dense layer.
     """
@@ -98,10 +98,8 @@ class Chosen(Prior):
         super().__init__(teacher, prior.device)
         self.prior, self.teacher, self.candidates = prior, teacher.to(prior.device), candidates
         self.alignment, self.knowledge = alignment, prior.knowledge
-        dense = [layer for layer in layers_of(teacher) if isinstance(layer, nn.Linear)]
-        if alignment and not dense:
+        if alignment and not any(isinstance(layer, nn.Linear) for layer in layers_of(teacher)):
             raise UserError(f"generator.alignment: {alignment}, but the teacher has no dense layer; set it to 0")
-        self.hidden = dense[-2:][0] if alignment else None
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -117,12 +115,18 @@ class Chosen(Prior):
         outputs = torch.cat([answered for answered, _ in parts])
         excitement = torch.cat([list(read.values())[:2][-1].flatten(1).norm(dim=1) for _, read in parts]).unsqueeze(1)
         relative: Tensor = policy_logits(outputs, 1.0) / (excitement + 0.1 * excitement.median()).clamp_min(1e-6)
-        if self.hidden is None:
+        if not self.alignment:
             return relative
-        inputs = torch.cat([read[self.hidden] for _, read in parts])
-        answered = (inputs @ self.hidden.weight.T).square().sum(1, keepdim=True)
-        gain = answered / inputs.square().sum(1, keepdim=True).clamp_min(1e-12)
-        return relative.clamp_min(0) * gain**self.alignment
+        gain = torch.cat([hidden_gain(read) for _, read in parts]).unsqueeze(1).clamp_min(1e-6) ** self.alignment
+        return torch.where(relative > 0, relative * gain, relative / gain)
+
+
+def hidden_gain(read: dict[nn.Module, Tensor]) -> Tensor:
+    """See Chosen: (N,), from what each layer read, in the order in which they did."""
+    hidden = [layer for layer in read if isinstance(layer, nn.Linear)][-2:][0]
+    inputs = read[hidden].float()
+    answered = inputs @ hidden.weight.float().T
+    return answered.flatten(1).square().sum(1) / inputs.flatten(1).square().sum(1).clamp_min(1e-12)
 
 
 class Disputed(Prior):

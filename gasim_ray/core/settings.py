@@ -112,7 +112,8 @@ class GeneratorSettings:
     each action; 0 takes them as they come."""
 
     alignment: float = 0.0
-    """Power to which the gain of the teacher's last hidden dense layer counts in that choice (core.mixture.Chosen)."""
+    """Power to which the gain of the teacher's last hidden dense layer counts in the choice among candidates
+    (core.mixture.Chosen)."""
 
     disputed: int = 0
     """Observations that a direct generator draws for each that it starts from: those are, on which teacher and student
@@ -217,7 +218,7 @@ class GeneratorSettings:
             raise UserError(f"generator.families: {few}; give as many generator.actors, or leave it out")
         wanted = MADE_OF.get(self.kind)
         moved = ("keep_start", "adam", "blur") if self.kind != "direct" else ()
-        drawn = ("candidates", "contrast") if wanted or not self.prior else ()
+        drawn = ("candidates", "alignment", "contrast") if wanted or not self.prior else ()
         for name in (*moved, *drawn, *(("families",) if wanted else ())):
             if getattr(self, name):
                 raise UserError(

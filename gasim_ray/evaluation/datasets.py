@@ -1,7 +1,7 @@
 """Labelled images for classifiers: where they are looked for, how they are read, and the sample that comes along.
 
-Distillation never reads these: they train a teacher beforehand and measure a student afterwards. Another data set is
-one entry in SOURCES, and, if it is kept in another layout than those of readers.py, one function there.
+Distillation never reads these: they train a teacher beforehand and measure a student afterwards. Another data set is an
+image folder, or one entry in SOURCES and, if it is kept in another layout than those of readers.py, one function there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Modes:
 class Dataset:
     """Labelled images, split as their authors split them."""
 
-    #: Its name in SOURCES.
+    #: Its name in SOURCES, or that of its folder.
     name: str
     #: (N, channels, height, width) uint8.
     train_images: Images
@@ -52,7 +52,7 @@ class Dataset:
     test_labels: Labels
     #: What label 0, 1, ... means.
     class_names: tuple[str, ...]
-    #: What a classifier of these reads: CHW, uint8, with the normalisation that is usual for the data set.
+    #: What a classifier of these reads: CHW, uint8, with the normalisation that is usual, or measured on one's own.
     spec: ObservationSpec
     #: Where classes were merged: what they were before.
     modes: Modes | None = None
@@ -100,8 +100,13 @@ def load_dataset(name: str, folder: Path | None = None, groups: str = "") -> Dat
     Raises UserError if the name is unknown, the files are not there (it says which go where), one is corrupt, or the
     groups are no partition of the classes.
     """
-    own = None if name in SOURCES else _image_folder(name, folder)
-    dataset = _published(name, folder) if own is None else _own(name, own)
+    if name in SOURCES:
+        dataset = _published(name, folder)
+    elif place := _image_folder(name, folder):
+        dataset = _own(name, place)
+    else:
+        searched = ", ".join(map(str, _folders(folder)))
+        raise UserError(f"{_unknown(name)}; nor are there folders {name}/train and {name}/test in {searched}")
     return grouped(dataset, groups) if groups else dataset
 
 
@@ -114,28 +119,48 @@ def _published(name: str, folder: Path | None) -> Dataset:
 
 
 def _image_folder(name: str, folder: Path | None) -> Path | None:
-    places = (root / name for root in _folders(folder))
+    """Where train/CLASS/* and test/CLASS/* of that name lie; a path is no name."""
+    places = (root / name for root in _folders(folder) if Path(name).name == name)
     return next((place for place in places if all((place / part).is_dir() for part in ("train", "test"))), None)
 
 
 def _own(name: str, place: Path) -> Dataset:
     """Classes are the folders in order of their names; how images are normalised is measured on those for training."""
-    classes = tuple(sorted(path.name for path in (place / "train").iterdir() if path.is_dir()))
+    folders = [path for path in sorted((place / "train").iterdir()) if path.is_dir() and path.name[0] != "."]
+    for path in folders:
+        if not any(path.iterdir()):
+            raise UserError(f"dataset: {path} holds no images; fill it, or remove it")
+    classes = tuple(path.name for path in folders)
     splits = readers.read_image_folder(place, classes)
     channels, height, width = splits[0].shape[1:]
-    mean = splits[0].mean((0, 2, 3), dtype=np.float64).round(2)
-    std = splits[0].std((0, 2, 3), dtype=np.float64).clip(1.0).round(2)
-    source = Source((), classes, (channels, height, width), tuple(map(float, mean)), tuple(map(float, std)))
+    source = Source((), classes, (channels, height, width), *_normalisation(splits[0]))
     return Dataset(name, *splits, classes, source.spec())
+
+
+def _normalisation(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel."""
+    total, squares = np.zeros(images.shape[1]), np.zeros(images.shape[1])
+    # Some at a time: as float64 all take eight times their memory.
+    for part in np.array_split(images, -(-len(images) // 1000)):
+        pixels = part.astype(np.float64)
+        total += pixels.sum((0, 2, 3))
+        squares += np.square(pixels).sum((0, 2, 3))
+    mean = total / images[:, 0].size
+    std = np.sqrt((squares / images[:, 0].size - mean**2).clip(1.0))
+    return tuple(map(float, mean.round(2))), tuple(map(float, std.round(2)))
 
 
 def find_source(name: str) -> Source:
     """The entry of SOURCES; raises UserError that names the nearest."""
     if name not in SOURCES:
-        near = get_close_matches(name, SOURCES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
-        raise UserError(f"dataset: {name!r} is not known, and no image folder; {hint}")
+        raise UserError(_unknown(name))
     return SOURCES[name]
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(name, SOURCES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
+    return f"dataset: {name!r} is not known; {hint}"
 
 
 def grouped(dataset: Dataset, groups: str) -> Dataset:

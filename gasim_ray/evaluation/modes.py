@@ -14,11 +14,11 @@ import numpy as np
 from gasim_ray.core.model import Model, load_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers
-from gasim_ray.evaluation.datasets import Modes
+from gasim_ray.evaluation.datasets import SOURCES, Modes
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.tasks import DatasetTask, Task
 from gasim_ray.run_folder import RunFolder
-from gasim_ray.tasks import TASKS, judge_folder
+from gasim_ray.tasks import judge_folder
 
 #: At most this many images of a pool are judged, evenly spaced from the oldest to the newest.
 JUDGED = 20_000
@@ -50,7 +50,8 @@ def modes_of_run(run: Path, task: Task) -> ModeShares | None:
         return None
     folder = judge_folder(task.dataset.name)
     if not (folder / "config.json").exists():
-        how = f"--task {folder.name}" if folder.name in TASKS else f"--dataset {task.dataset.name} --out {folder}"
+        named = task.dataset.name in SOURCES
+        how = f"--task {folder.name}" if named else f"--dataset {task.dataset.name} --out {folder}"
         raise UserError(f"judge: none in {folder}; make it with: gasim teacher train {how}")
     pool = RunFolder(run).pool()
     return mode_shares(pool[:: -(-len(pool) // JUDGED)], load_model(folder).frozen(), task.dataset.modes)
