@@ -22,8 +22,9 @@ from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
 
-#: Stacks whose pixels are drawn at once, few enough to stay in a core's cache, and that a teacher answers at once.
-CHUNK, ANSWERED = 16, 64
+#: Stacks that are made up at once, whose pixels are drawn at once, so few that they stay in a core's cache, and that a
+#: teacher answers at once.
+MADE, CHUNK, ANSWERED = 256, 16, 64
 #: Levels of the ground that are compared, from the lower bound to the upper; scenes that each is judged by; and
 #: which share of what the best one tells makes another, that tells so much less, e times less likely.
 LEVELS, TELLING_SCENES, TOLD = 11, 1024, 0.03
@@ -164,13 +165,14 @@ class Scenes(Prior):
         """See Prior; in the spec's dtype already, since at this rate each pass over the pixels counts."""
         shape = self.spec.network_shape
         stacks = torch.empty((count, *shape), dtype=self.spec.torch_dtype, device=self.device)
-        chunk = CHUNK if self.device.type == "cpu" else count
-        tall, wide = self._factors(self.things(count, generator))
-        for start in range(0, count, chunk):
-            some = slice(start, start + chunk)
-            pictured = self.noisy(tall[some] @ wide[some], generator).reshape(-1, *shape)
-            # To bytes PyTorch converts one by one, to 16 bits many at once.
-            stacks[some] = pictured.short() if stacks.dtype == torch.uint8 else pictured
+        made, chunk = (MADE, CHUNK) if self.device.type == "cpu" else (count, count)
+        for part in torch.split(stacks, made):
+            tall, wide = self._factors(self.things(len(part), generator))
+            for start in range(0, len(part), chunk):
+                some = slice(start, start + chunk)
+                pictured = self.noisy(tall[some] @ wide[some], generator).reshape(-1, *shape)
+                # To bytes PyTorch converts one by one, to 16 bits many at once.
+                part[some] = pictured.short() if part.dtype == torch.uint8 else pictured
         return self.arranged(stacks)
 
     def arranged(self, stacks: Tensor) -> Tensor:
