@@ -71,9 +71,10 @@ def distill_command(arguments: list[str]) -> None:
         print(DISTILL_USAGE.format(tasks=", ".join(TASKS)))
         print(make_parser().format_help().partition("\n\n")[2])
         return
-    file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
     flags = {flag: flag in arguments for flag in ("--resume", "--overwrite")}
-    named, given = split_task([a for a in arguments if a not in flags])
+    settings = [a for a in arguments if a not in flags]
+    file = settings.pop(0) if settings and not settings[0].startswith("-") else None
+    named, given = split_task(settings)
     if named and file and "teacher" in read_yaml(file):
         raise UserError(f"task: {named[0]}, but {file} names a teacher; leave out one of the two")
     config = parse_config(with_switches(given), file, distillation_of(*named) if named else None)

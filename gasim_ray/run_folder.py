@@ -237,7 +237,8 @@ class RunFolder:
         try:
             summary: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError as error:
-            raise UserError(f"{self.path}: has no summary.json; finish it with `gasim distill --resume`") from error
+            how = f"finish it with: gasim distill {self.path}/config.yaml --resume"
+            raise UserError(f"{self.path}: has no summary.json, the run has not ended; {how}") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not readable as JSON ({error})") from error
         return summary

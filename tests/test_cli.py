@@ -16,7 +16,7 @@ from conftest import Refused
 from safetensors.torch import load_file, save_file
 
 from gasim_ray import cli
-from gasim_ray.config import build_config
+from gasim_ray.config import build_config, known_keys
 from gasim_ray.core.model import Model, load_model, save_model
 
 CARTPOLE = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
@@ -287,7 +287,7 @@ def test_an_unknown_command_shows_the_known_ones(capsys: pytest.CaptureFixture[s
 def test_help_documents_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["distill", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("--generator.batch_size", "Observations in a batch", "--budget.seconds", "--resume", "--overwrite"):
+    for part in ("Observations in a batch", "--resume", "--overwrite", *(f"--{key}" for key in known_keys())):
         assert part in text
 
 

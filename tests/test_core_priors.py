@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny
@@ -16,7 +17,7 @@ from gasim_ray.core.geometry import Geometry, Undecided
 from gasim_ray.core.mixture import Chosen, Mixture
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.core.pictures import Contours, Contrasted, Fields, Leaves, Shapes, enlargements
+from gasim_ray.core.pictures import Contours, Contrasted, Fields, Leaves, Shapes, brightness, enlargements
 from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.seeds import rng
 from gasim_ray.errors import UserError
@@ -99,8 +100,22 @@ def test_patches_know_what_a_network_puts_around_a_picture() -> None:
 
 
 def test_a_teacher_without_a_convolution_has_no_patches() -> None:
-    with pytest.raises(UserError, match="first layer is a convolution"):
+    with pytest.raises(UserError, match="first layer is a plain convolution"):
         Mixture(["patches"], tiny.model(tiny.VECTOR), "cpu")
+
+
+@pytest.mark.parametrize(
+    "architecture", [{"name": "lenet5"}, {"name": "cnn", "filters": [[4, 8, 4]], "hidden": [8], "centred": True}]
+)
+def test_a_convolution_that_does_more_has_no_patches(architecture: dict[str, Any]) -> None:
+    teacher = Model(replace(tiny.model(tiny.GREY).config, architecture=architecture)).frozen()
+    with pytest.raises(UserError, match="first layer is a plain convolution"):
+        Mixture(["patches"], teacher, "cpu")
+
+
+@pytest.mark.parametrize(("mean", "std", "told"), [(0.0, 255.0, 0.5), (0.0, 1.0, 0.5), (51.0, 80.0, 0.2)])
+def test_a_scale_alone_tells_no_brightness(mean: float, std: float, told: float) -> None:
+    assert brightness(replace(tiny.GREY, mean=(mean,), std=(std,))) == pytest.approx(told)
 
 
 def test_undecided_lies_where_the_teachers_outputs_differ_less() -> None:

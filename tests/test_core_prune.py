@@ -60,6 +60,13 @@ def test_nothing_is_lost_where_nothing_is_cut_off(
     torch.testing.assert_close(answered, expected, atol=2e-3, rtol=2e-3)
 
 
+def test_a_dueling_network_is_not_cut_down() -> None:
+    dueling = {"name": "dueling_mlp", "hidden": [16, 12], "stream_hidden": [], "activation": "relu"}
+    whole = teacher(tiny.VECTOR, dueling, "q_values")  # 3 actions divide 12 units
+    student = new_student(whole, StudentSettings(architecture={**dueling, "hidden": [4, 12]}), 1)
+    assert "dueling" in str(prune_obstacle(whole, student))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(0, 4))
 def test_units_that_others_determine_are_rebuilt(seed: int, independent: int, dependent: int) -> None:

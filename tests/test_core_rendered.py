@@ -223,7 +223,7 @@ def test_a_worker_emits_labelled_frames(kind: str, spec: Any) -> None:
 @pytest.mark.parametrize(("kind", "made_of"), [("rendered", "scenes"), ("evolved", "worlds")])
 def test_other_priors_keep_their_shares_beside_what_is_found(kind: str, made_of: str) -> None:
     teacher = tiny.model(FRAMES)
-    objective = ObjectiveSettings(adversarial=float(kind == "rendered"))
+    objective = ObjectiveSettings(adversarial=float(kind == "rendered"), label=float(kind == "rendered"))
     settings = GeneratorSettings(kind=kind, prior=(made_of, "uniform", "patches"), steps=1, batch_size=32)  # type: ignore[arg-type]
     student = new_student(teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0)
     mixture, given = Mixture(settings.prior, teacher, "cpu"), DistillConfig("", generator=settings, objective=objective)

@@ -66,7 +66,8 @@ def test_no_product_of_that_rank_is_nearer(rank: int) -> None:
         ({"rank": 2, "hidden": [10]}, r"head\.0\.weight is \[12, 324\] in the teacher, \[10, 324\] in the student"),
         ({"rank": 2, "hidden": [12, 12]}, r"head\.2\.weight is \[3, 12\] in the teacher, \[12, 12\]"),
         ({"rank": 2, "centred": True}, r"first filters of one of the two have no mean"),
-        ({"rank": 2, "filters": [[4, 4, 4]]}, r"head\.0\.weight is \[12, 324\] in the teacher"),
+        ({"rank": 2, "filters": [[4, 4, 4]]}, "activations, strides or padding of the student are not the teacher's"),
+        ({"rank": 2, "hidden_activation": "tanh"}, "activations, strides or padding of the student are not"),
     ],
 )
 def test_what_is_not_the_teacher_at_a_lower_rank(tmp_path: Any, changed: dict[str, Any], message: str) -> None:

@@ -56,6 +56,19 @@ def test_unknown_id_gets_the_nearest_newest(asked, offered):
     assert "\n" not in str(caught.value)
 
 
+def test_an_environment_of_ones_own_is_registered_by_its_module(tmp_path, monkeypatch):
+    (tmp_path / "registers_mine.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment_spec("registers_mine:Mine-v0")[1] == 2
+    with pytest.raises(UserError, match=r"^env: 'no_such_module:Mine-v0' cannot be imported"):
+        environment_spec("no_such_module:Mine-v0")
+    with pytest.raises(UserError, match=r"does not know 'registers_mine:Mein-v0'; did you mean 'Mine-v0'"):
+        environment_spec("registers_mine:Mein-v0")
+
+
 def test_unknown_id_unlike_any_other():
     with pytest.raises(UserError, match="does not know 'qqqqqq-v0'"):
         environment_spec("qqqqqq-v0")

@@ -102,8 +102,8 @@ def test_a_silent_generator_actor_is_replaced_and_the_others_go_on(
 
 
 def test_an_actor_that_waits_for_a_node_is_not_silent(vector_teacher: Path, on_cluster: None) -> None:
-    tree = tiny.tree(vector_teacher, elastic=True, generator={"actors": 4, "cpus": 1.5, "timeout": 0.5})
-    config = build_config({**tree, "budget": {"seconds": 3}})
+    tree = tiny.tree(vector_teacher, elastic=True, generator={"actors": 4, "cpus": 1.5, "timeout": 2.0})
+    config = build_config({**tree, "budget": {"seconds": 5}})
     workers = RayWorkers(load_teacher(vector_teacher), config)
     try:
         progress = Loop(workers, config, lambda: False, lambda loop: None).run()

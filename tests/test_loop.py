@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 import tiny
+import torch
 
 from gasim_ray.actors.loop import UPDATES_IN_FLIGHT, Loop, Progress, mixed
 from gasim_ray.actors.ray_workers import RayWorkers, check_resources
@@ -185,7 +186,7 @@ def test_a_killed_generator_actor_is_replaced(
 
 
 def test_more_actors_than_the_cluster_has_is_an_error_that_says_what_is_there(
-    config: Callable[..., DistillConfig], on_cluster: None
+    config: Callable[..., DistillConfig], on_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     greedy = config(generator={"actors": 7})
     with pytest.raises(UserError, match=r"^generator\.actors: 7 actors .* reserve 4\.5 CPU, 4 .* free") as caught:
@@ -193,6 +194,11 @@ def test_more_actors_than_the_cluster_has_is_an_error_that_says_what_is_there(
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"GPU, 0 .* free; lower generator\.actors or generator\.gpus"):
         check_resources(config(generator={"gpus": 0.5}))
+    nodes = [{**node, "Resources": {"CPU": 2.0}} for node in ray.nodes() * 2]  # as if the four CPUs lay on two nodes
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(UserError, match=r"^generator\.cpus: no node has what one such actor reserves .*'CPU': 3"):
+        check_resources(config(generator={"actors": 1, "cpus": 3}))
+    check_resources(config(generator={"actors": 1, "cpus": 2}))
     with pytest.raises(
         UserError, match=r"^device: cuda is not there \(no machine of the cluster has a GPU\); use cpu$"
     ):
@@ -203,3 +209,28 @@ def test_a_mistake_in_an_actor_arrives_as_it_was_raised(vector_teacher: Path, on
     config = build_config(tiny.tree(vector_teacher, objective={"batch_norm": 1.0}, generator={"actors": 1}))
     with pytest.raises(UserError, match=r"^objective\.batch_norm"):
         drive(config)
+
+
+def test_a_checkpoint_does_without_a_generator_that_was_lost(
+    config: Callable[..., DistillConfig], on_cluster: None
+) -> None:
+    settings = config(synchronous=True)
+    workers = RayWorkers(load_teacher(settings.teacher), settings)
+    try:
+        ray.kill(workers.generators[0])
+        states = workers.generator_states()
+        assert [state is None for state in states] == [True, False]
+        workers.replace(0)
+        workers.restore(workers.learner_state(), states)
+    finally:
+        workers.close()
+
+
+def test_a_process_has_its_threads_back_after_a_local_run(config: Callable[..., DistillConfig]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        drive(config(local=True))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)

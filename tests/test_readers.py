@@ -138,6 +138,18 @@ def test_an_archive_that_is_damaged_is_refused(damage: str, tmp_path: Path) -> N
         read_image_archive(tmp_path, "x.tar.xz", CLASSES)
 
 
+def test_an_archive_of_which_a_later_header_is_damaged_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(write_images(tmp_path / "images") / "train", "train")
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        offset = archive.getmembers()[-1].offset
+    content = bytearray((tmp_path / "x.tar").read_bytes())
+    content[offset : offset + 512] = b"?" * 512
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.tar: cannot be read \(a header is damaged"):
+        read_image_archive(tmp_path, "x.tar", CLASSES)
+
+
 def test_folders_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "a", ("cat", "dog"))
     (folder / "test" / "dog").rename(folder / "test" / "owl")

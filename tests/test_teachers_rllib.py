@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,20 @@ def test_the_frame_stack_is_taken_along(tmp_path: Path) -> None:
     ((stack,),) = stacking(rl_module=module, batch={}, episodes=[episode])["obs"].values()
     np.testing.assert_array_equal(stack, np.concatenate(frames, -1))  # oldest first, as the spec says
     check_equal(module, tmp_path / "teacher", torch.from_numpy(stack[None]))
+
+
+def test_frames_that_a_wrapper_stacks_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As RLlib's `wrap_atari_for_new_api_stack(framestack=4)` shows them; a module alone does not tell."""
+    save_module(
+        PPOConfig(), gym.spaces.Box(-1.0, 1.0, (64, 64, 4), np.float32), tmp_path / "source", conv_filters=FILTERS
+    )
+    spec = import_teacher(str(tmp_path / "source"), tmp_path / "one", TRUSTED).config.observation
+    assert (spec.shape, spec.stack) == ((64, 64, 4), 1)
+    assert "a module without its algorithm" in capsys.readouterr().err
+    told = replace(TRUSTED, stack=4)
+    assert import_teacher(str(tmp_path / "source"), tmp_path / "four", told).config.observation.stack == 4
+    with pytest.raises(UserError, match=r"stack: 3 frames do not make 4 channels"):
+        import_teacher(str(tmp_path / "source"), tmp_path / "three", replace(TRUSTED, stack=3))
 
 
 def test_without_trust_nothing_is_opened(tmp_path: Path, checkpoint: tuple[Any, Path]) -> None:

@@ -163,6 +163,17 @@ def test_a_teacher_of_another_version(teacher: Path) -> None:
         load_teacher(teacher)
 
 
+@pytest.mark.parametrize(
+    "strange", [{"actions": 4}, {"actions": {"type": "discrete", "n": "x"}}, {"observation": []}, 3]
+)
+def test_a_teacher_whose_fields_are_strange(teacher: Path, strange: Any) -> None:
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | strange if isinstance(strange, dict) else strange))
+    with pytest.raises(UserError, match=r"config\.json: ") as caught:
+        load_teacher(teacher)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_teacher_that_answers_nan(teacher: Path) -> None:
     weights = {k: torch.full_like(v, float("nan")) for k, v in load_model(teacher).network.state_dict().items()}
     save_file(weights, teacher / "model.safetensors")

@@ -160,7 +160,7 @@ def test_a_value_that_a_distillation_refuses_is_refused_at_once(
 def test_a_missing_searcher_says_what_to_install(vector_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(**{**sweep_tree(vector_teacher), "searcher": "tpe"})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs the package optuna; install it with: pip install 'gasim-ray\[tune\]'"):
+    with pytest.raises(UserError, match=r"needs the package optuna; install it with: pip install -e '\.\[tune\]'"):
         check(sweep)
 
 
@@ -193,7 +193,7 @@ def test_a_missing_searcher_says_what_to_install(vector_teacher: Path, monkeypat
         ({"space": {"generator.actors": {"integer": [1, 0]}}}, "the lower bound 1 is above the upper one 0"),
         ({"searcher": "grid"}, "space.generator.steps: integer has no end of values"),
         ({"evaluate": {"enabled": True}}, "evaluate.enabled: the teacher in"),
-        ({"loggers": ["wandb"]}, "needs the package wandb; install it with: pip install 'gasim-ray[wandb]'"),
+        ({"loggers": ["wandb"]}, "needs the package wandb; install it with: pip install -e '.[wandb]'"),
     ],
 )
 def test_bad_sweeps_exit_with_one_line_and_write_nothing(

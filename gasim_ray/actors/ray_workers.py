@@ -206,14 +206,22 @@ class RayWorkers:
         return state
 
     def generator_states(self) -> list[Any]:
-        """See Workers."""
-        return [self.read(generator.state_dict.remote()) for generator in self.generators]
+        """See Workers; None for one that was lost, which begins anew with its next order."""
+
+        def state_of(generator: Any) -> Any:
+            try:
+                return self.read(generator.state_dict.remote())
+            except WorkerLost:
+                return None
+
+        return [state_of(generator) for generator in self.generators]
 
     def restore(self, learner: dict[str, Any], generators: Sequence[Any]) -> None:
         """See Workers."""
         self.read(self.learner.load_state_dict.remote(learner))
         for generator, state in zip(self.generators, generators, strict=False):
-            self.read(generator.load_state_dict.remote(state))
+            if state is not None:
+                self.read(generator.load_state_dict.remote(state))
 
     def publish(self, figures: Mapping[str, float]) -> None:
         """See Workers: Ray metrics named gasim_<figure>, and the line of `gasim status`."""
@@ -276,6 +284,10 @@ def check_resources(config: DistillConfig) -> None:
                 else f"student.cpus: the learner reserves {wanted[resource]:g} {resource}, {free:g} is free"
             )
         time.sleep(0.1)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for section, one in (("student", learner), *([] if config.elastic else [("generator", others[0])])):
+        if all(lacking(one, node) for node in nodes):
+            raise UserError(f"{section}.cpus: no node has what one such actor reserves ({one}); lower it, or its GPUs")
 
 
 def label(config: DistillConfig) -> dict[str, str] | None:

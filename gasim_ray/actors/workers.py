@@ -144,6 +144,19 @@ def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, conf
         slim(teacher.cpu(), student, seen)
 
 
+def told_start(student: Model, teacher: Model, config: DistillConfig) -> str:
+    """How large a student is and where it starts, in words; so that an `auto` that fits nothing is seen."""
+    share = 100 * student.parameter_count / teacher.parameter_count
+    size = f"student: {student.parameter_count:,} parameters, {share:.1f} % of the teacher's"
+    if config.student.init == "random":
+        return f"{size}, from random weights"
+    obstacles = {start: obstacle(teacher, student) for start, obstacle in OBSTACLES.items()}
+    if None in obstacles.values():
+        return f"{size}, starts as the teacher cut down"
+    why = "; ".join(f"{start}: {obstacle}" for start, obstacle in obstacles.items())
+    return f"{size}, from random weights, since the teacher cannot be cut down to it ({why})"
+
+
 def first_batches(student: Model, teacher: Model, prior: Prior | None, config: DistillConfig, count: int) -> Tensor:
     """At least so many observations as generators make them, but for the teacher alone: there is no adversary yet."""
     objective = replace(config.objective, adversarial=0.0)
@@ -199,6 +212,7 @@ class LocalWorkers:
     """
 
     def __init__(self, teacher: Model, config: DistillConfig, prior: Prior | None = None) -> None:
+        self.threads = torch.get_num_threads()
         use_threads(1)
         # The student's normaliser is taken from samples on the CPU, whatever the device: other devices draw others.
         self.learner = make_learner(teacher, config, config.device, prior or make_prior(teacher, config, "cpu"))
@@ -255,7 +269,8 @@ class LocalWorkers:
         """Nobody watches one process."""
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Give the process its threads back."""
+        torch.set_num_threads(self.threads)
 
 
 def use_threads(cpus: float) -> None:

@@ -204,12 +204,11 @@ def views(observations: Tensor, settings: GeneratorSettings, spec: ObservationSp
     """Observations (N, *shape) followed by further views of them, (views * N, *shape); vectors have one view only."""
     if not spec.is_image or settings.views == 1:
         return observations
-    images = observations.permute(0, 3, 1, 2) if spec.layout == "HWC" else observations
+    images = spec.channels_first(observations)
     further = [shifted(images, settings.shift, rng) for _ in range(settings.views - 1)]
     if settings.mirror:
         further = [torch.cat([half.flip(3), rest]) for half, rest in (view.tensor_split(2) for view in further)]
-    together = torch.cat([images, *further])
-    return together.permute(0, 2, 3, 1) if spec.layout == "HWC" else together
+    return spec.arranged(torch.cat([images, *further]))
 
 
 def shifted(images: Tensor, most: int, rng: torch.Generator) -> Tensor:

@@ -157,9 +157,7 @@ class NetworkGenerator:
 
     def _make(self, rng: torch.Generator) -> Tensor:
         count = self.settings.batch_size
-        raw = self.network(self._draw(rng) if self.latent is None else self.latent)
-        if self.spec.layout == "HWC":
-            raw = raw.permute(0, 2, 3, 1)
+        raw = self.spec.arranged(self.network(self._draw(rng) if self.latent is None else self.latent))
         if self.prior is not None:
             unit = (self.prior.sample(count, rng) - self.low) / (self.high - self.low)
             raw = raw + torch.logit(unit, eps=1e-4)
@@ -229,15 +227,14 @@ def smooth(images: Tensor, sigma: float, spec: ObservationSpec) -> Tensor:
     """Gaussian blur of (N, *shape) along height and width; sigma 0 and vectors pass through."""
     if sigma == 0 or not spec.is_image:
         return images
-    if spec.layout == "HWC":
-        images = images.permute(0, 3, 1, 2)
+    images = spec.channels_first(images)
     radius = ceil(2 * sigma)
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, -1)
     blurred = F.conv2d(images, kernel.unsqueeze(-1), padding=(radius, 0), groups=images.shape[1])
     blurred = F.conv2d(blurred, kernel.unsqueeze(-2), padding=(0, radius), groups=images.shape[1])
-    return blurred.permute(0, 2, 3, 1) if spec.layout == "HWC" else blurred
+    return spec.arranged(blurred)
 
 
 def generator_network(settings: GeneratorSettings, spec: ObservationSpec, starts_flat: bool) -> nn.Module:

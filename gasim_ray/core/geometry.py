@@ -107,7 +107,7 @@ class Geometry(Prior):
 
 
 class Undecided(Geometry):
-    """Points of the geometry on whose actions the teacher's outputs are spread little.
+    """Points of the geometry at which the teacher's outputs differ little between actions.
 
     Where a teacher was trained, most states leave a choice: one action more or less changes little. Beyond, its outputs
     are extrapolated and diverge. So the points of least spread lie around the training observations: only they are

@@ -111,14 +111,19 @@ class Chosen(Prior):
 
     def decidedness(self, observations: Tensor) -> Tensor:
         """How much observations (N, *spec.shape) speak for each action (N, actions)."""
-        parts = [with_layer_inputs(self.teacher, part) for part in torch.split(observations, 1024)]
-        outputs = torch.cat([answered for answered, _ in parts])
-        excitement = torch.cat([list(read.values())[:2][-1].flatten(1).norm(dim=1) for _, read in parts]).unsqueeze(1)
+        # What all layers read is let go of part by part: together it would fill gigabytes.
+        parts = [self._answered(part) for part in torch.split(observations, 1024)]
+        outputs, excitement, gain = (torch.cat(figures) for figures in zip(*parts, strict=True))
         relative: Tensor = policy_logits(outputs, 1.0) / (excitement + 0.1 * excitement.median()).clamp_min(1e-6)
+        return torch.where(relative > 0, relative * gain, relative / gain) if self.alignment else relative
+
+    def _answered(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs (N, actions), excitement of the first layer (N, 1) and the gain to its power (N, 1)."""
+        outputs, read = with_layer_inputs(self.teacher, observations)
+        excitement = list(read.values())[:2][-1].flatten(1).norm(dim=1).unsqueeze(1)
         if not self.alignment:
-            return relative
-        gain = torch.cat([hidden_gain(read) for _, read in parts]).unsqueeze(1).clamp_min(1e-6) ** self.alignment
-        return torch.where(relative > 0, relative * gain, relative / gain)
+            return outputs, excitement, torch.ones_like(excitement)
+        return outputs, excitement, hidden_gain(read).unsqueeze(1).clamp_min(1e-6) ** self.alignment
 
 
 def hidden_gain(read: dict[nn.Module, Tensor]) -> Tensor:

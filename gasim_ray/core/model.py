@@ -58,8 +58,10 @@ class ModelConfig:
         }
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_json`; raises UserError for another format, an unknown kind or a missing field."""
+    def from_json(cls, fields: Any) -> ModelConfig:
+        """Inverse of `to_json`; raises UserError for another format, an unknown kind, a missing or a strange field."""
+        if not isinstance(fields, dict):
+            raise UserError(f"holds a {type(fields).__name__}; import the source again with `gasim teacher import`")
         if fields.get("format") != FORMAT_VERSION:
             raise UserError(
                 f"format: {fields.get('format')!r} is not the version this program reads ({FORMAT_VERSION}); "
@@ -82,6 +84,8 @@ class ModelConfig:
             )
         except KeyError as error:
             raise UserError(f"{error.args[0]}: missing") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"a field is not what it should be ({error})") from error
 
 
 class Model(nn.Module):

@@ -155,11 +155,23 @@ class ObservationSpec:
         low, high = torch.where(low_stated, low, below), torch.where(high_stated, high, above)
         return (low.reshape(-1, 1, 1), high.reshape(-1, 1, 1)) if self.is_image else (low, high)
 
+    @property
+    def picture_range(self) -> tuple[float, float]:
+        """Lowest and highest value of a picture's pixels."""
+        low, high = (float(bound.mean()) for bound in self.bounds())
+        return low, high
+
+    def arranged(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, *network_shape), channels first, in the spec's layout: (N, *shape)."""
+        return pictures.permute(0, 2, 3, 1) if self.layout == "HWC" else pictures
+
+    def channels_first(self, observations: Tensor) -> Tensor:
+        """Inverse of `arranged`; vectors stay as they are."""
+        return observations.permute(0, 3, 1, 2) if self.layout == "HWC" else observations
+
     def normalise(self, observations: Tensor) -> Tensor:
         """Observations (N, *shape) of any dtype -> network input (N, *network_shape), float32, differentiable."""
-        x = observations.float()
-        if self.layout == "HWC":
-            x = x.permute(0, 3, 1, 2)
+        x = self.channels_first(observations.float())
         mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
         if self.is_image:
             mean, std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)

@@ -28,16 +28,17 @@ ROUNDS = 3
 class Patches(Prior):
     """Sums of the first convolution's filters, with units at their boundary.
 
-    Raises UserError for a teacher whose first layer is no convolution.
+    Raises UserError for a teacher whose first layer is no plain convolution.
     """
 
     def __init__(self, teacher: Model, device: torch.device | str) -> None:
         super().__init__(teacher, device)
         first = next((m for m in teacher.modules() if list(m.parameters(recurse=False))), None)
-        if not isinstance(first, nn.Conv2d) or isinstance(first.padding, str):
+        # What derives from a convolution, such as one that pools or is centred, answers otherwise than its filters do.
+        if type(first) is not nn.Conv2d or isinstance(first.padding, str):
             raise UserError(
-                "generator.prior: patches need a teacher whose first layer is a convolution (with padding in numbers); "
-                "use 'uniform'"
+                "generator.prior: patches need a teacher whose first layer is a plain convolution (with padding in "
+                "numbers); use 'uniform'"
             )
         self.convolution, self.padding = first.to(self.device), first.padding
         #: Pixels that the network puts around a picture before the convolution reads it: left, right, top, bottom.
@@ -47,8 +48,7 @@ class Patches(Prior):
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""
         spec, layer = self.spec, self.convolution
-        low, high = (float(bound.mean()) for bound in (self.low, self.high))
-
+        low, high = spec.picture_range
         mean, std = (
             torch.tensor(values, device=self.device, dtype=torch.float32).reshape(-1, 1, 1)
             for values in (spec.mean, spec.std)
@@ -68,7 +68,7 @@ class Patches(Prior):
             read = read + self._back(along, read)
             read = read.clamp((low - mean) / std, (high - mean) / std)
         pictures = (read * std + mean).clamp(low, high)
-        return pictures.permute(0, 2, 3, 1) if spec.layout == "HWC" else pictures
+        return spec.arranged(pictures)
 
     def _back(self, answers: Tensor, read: Tensor) -> Tensor:
         """The picture that answers stand for: each filter, times its unit's answer, where the unit looks."""

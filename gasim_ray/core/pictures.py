@@ -31,13 +31,14 @@ def enlargements(cells: tuple[int, int], side: int) -> Tensor:
 
 
 def has_normaliser(spec: ObservationSpec) -> bool:
-    """Whether mean and deviation of what the teacher was trained on are stated."""
-    return spec.mean != (0.0,) or spec.std != (1.0,)
+    """Whether mean and deviation of what the teacher was trained on are stated, and not only a scale."""
+    (low, high), mean = spec.picture_range, sum(spec.mean) / len(spec.mean)
+    return low < mean < high and (spec.mean, spec.std) != ((0.0,), (1.0,))
 
 
 def brightness(spec: ObservationSpec) -> float:
     """Mean within the bounds, 0 to 1, that the normaliser tells; one half where there is none."""
-    low, high = (float(bound.mean()) for bound in spec.bounds())
+    low, high = spec.picture_range
     mean = sum(spec.mean) / len(spec.mean)
     return min(0.95, max(0.05, (mean - low) / (high - low))) if has_normaliser(spec) else 0.5
 
@@ -61,7 +62,7 @@ class Pictures(Prior):
         # An object that differs in brightness by t from its ground on a share s of the pixels has mean s t and mean
         # square s t², whose ratio the normaliser tells.
         amid = min(self.brightness, 1 - self.brightness)
-        low, high = (float(bound.mean()) for bound in (self.low, self.high))
+        low, high = self.spec.picture_range
         std = sum(self.spec.std) / len(self.spec.std) / (high - low)
         contrast = amid + std**2 / amid if has_normaliser(self.spec) else 0.6
         #: Least difference in brightness of an object from its ground, if they are uniform from there to 1.
@@ -76,7 +77,7 @@ class Pictures(Prior):
         unit = self.unit(count, generator)
         unit = 1 - unit if self.brightness > 0.5 else unit
         images = self.low + (self.high - self.low) * unit
-        return images.permute(0, 2, 3, 1) if self.spec.layout == "HWC" else images
+        return self.spec.arranged(images)
 
     def field(self, count: int, cells: tuple[int, int], generator: torch.Generator) -> Tensor:
         """Coarse grids of normal noise, each of its own number of cells, enlarged: (count, channels, height, width)."""

@@ -38,6 +38,8 @@ def prune_obstacle(teacher: Model, student: Model) -> str | None:
     wide, narrow = layers_of(teacher), layers_of(student)
     if any(getattr(m, "skips", False) for m in teacher.network.modules()):
         return "the teacher's layers are no chain but pass others by"
+    if getattr(teacher.network, "value", None) is not None:
+        return "the teacher is a dueling network, whose answers are a sum of two layers'"
     with_weights = [m for m in teacher.network.modules() if list(m.parameters(recurse=False))]
     if len(with_weights) != len(wide) or not wide:
         return "the teacher has other layers than convolutions and dense ones"

@@ -77,8 +77,7 @@ class RenderedGenerator:
     def _stacked(self, pictured: Tensor) -> Tensor:
         """Float observations (N, *spec.shape) within bounds."""
         spec = self.prior.spec
-        stacks = pictured.reshape(-1, *spec.network_shape).clamp(self.prior.low, self.prior.high)
-        return stacks.permute(0, 2, 3, 1) if spec.layout == "HWC" else stacks
+        return spec.arranged(pictured.reshape(-1, *spec.network_shape).clamp(self.prior.low, self.prior.high))
 
     @torch.no_grad()
     def emit(self, rng: torch.Generator) -> Tensor:

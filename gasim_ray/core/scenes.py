@@ -173,11 +173,7 @@ class Scenes(Prior):
                 pictured = self.noisy(tall[some] @ wide[some], generator).reshape(-1, *shape)
                 # To bytes PyTorch converts one by one, to 16 bits many at once.
                 part[some] = pictured.short() if part.dtype == torch.uint8 else pictured
-        return self.arranged(stacks)
-
-    def arranged(self, stacks: Tensor) -> Tensor:
-        """Stacks (N, channels, height, width) in the spec's layout."""
-        return stacks.permute(0, 2, 3, 1).contiguous() if self.spec.layout == "HWC" else stacks
+        return self.spec.arranged(stacks).contiguous()
 
     def grounds(self, count: int, generator: torch.Generator) -> Tensor:
         """Levels of so many scenes' grounds: (count, colours)."""
@@ -205,7 +201,7 @@ class Scenes(Prior):
         return tall @ wide
 
     def _factors(self, things: Things, softness: float = 0.0) -> tuple[Tensor, Tensor]:
-        low, high = (float(bound.mean()) for bound in (self.low, self.high))
+        low, high = self.spec.picture_range
         covered = [self._covered(things, axis, softness) for axis in (0, 1)]
         return factors(low + (high - low) * things.ground, (high - low) * things.tone, *covered)
 
@@ -229,7 +225,7 @@ class Scenes(Prior):
 
     def noisy(self, stacks: Tensor, generator: torch.Generator) -> Tensor:
         """Some of the stacks, in place, with noise on every pixel."""
-        low, high = (float(bound.mean()) for bound in (self.low, self.high))
+        low, high = self.spec.picture_range
         if self.settings.noise:
             noisy = (uniform(generator, (len(stacks),)) < self.settings.noise).nonzero()[:, 0]
             strength = (high - low) * uniform(generator, (len(noisy), 1, 1, 1, 1), 0.0, 0.25)
@@ -300,16 +296,17 @@ def telling_places(teacher: Model, scenes: Scenes) -> Tensor:
     count, scale, random = 64, teacher.config.output_scale, rng(scenes.device, 1)
     things = scenes.things(count, random)
     tone = FAINT * torch.where(uniform(random, (count, 1)) < 0.5, -1.0, 1.0).expand_as(things.tone[..., 0])
+    if not scenes.settings.sprites:  # it is one of those that stay, of which rows may be struck out
+        things = replace(things, kept=(torch.empty(0), torch.empty(0)))
 
     def log_policy(place: Tensor, tone: Tensor) -> Tensor:
         changed = replace(things, **{name: getattr(things, name).clone() for name in ("tone", "size", "way", "speed")})
         changed.tone[..., 0], changed.speed[:, 0] = tone, 0.0
         changed.size[:, 0], changed.way[:, 0] = side, place
-        stacks = scenes.pictured(changed).clamp(*bounds).flatten(1, 2)
-        outputs = teacher(scenes.arranged(stacks.to(scenes.spec.torch_dtype)))
+        stacks = scenes.pictured(changed).clamp(*scenes.spec.picture_range).flatten(1, 2)
+        outputs = teacher(scenes.spec.arranged(stacks.to(scenes.spec.torch_dtype)))
         return torch.log_softmax(policy_logits(outputs, scale), 1)
 
-    bounds = (float(scenes.low.mean()), float(scenes.high.mean()))
     side = (scenes.extent * LOOKED / 84).round().clamp_min(1)
     steps = torch.cartesian_prod(*(torch.linspace(0, 1, PLACES, device=scenes.device) for _ in range(2)))
     without = log_policy(torch.zeros_like(side), torch.zeros_like(tone))

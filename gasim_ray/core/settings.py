@@ -112,8 +112,8 @@ class GeneratorSettings:
     each action; 0 takes them as they come."""
 
     alignment: float = 0.0
-    """Power to which the gain of the teacher's last hidden dense layer counts in the choice among candidates
-    (core.mixture.Chosen)."""
+    """Power to which the gain of the teacher's last hidden dense layer, or its only dense one, counts in the choice
+    among candidates (core.mixture.Chosen)."""
 
     disputed: int = 0
     """Observations that a direct generator draws for each that it starts from: those are, on which teacher and student
@@ -213,6 +213,11 @@ class GeneratorSettings:
             raise UserError("generator.prior: empty; a direct generator starts from at least one distribution")
         if self.kind != "direct" and self.disputed:
             raise UserError(f"generator.disputed: only a direct generator has candidates, not {self.kind}; set it to 0")
+        if self.alignment and not self.candidates:
+            raise UserError(
+                f"generator.alignment: {self.alignment} with generator.candidates 0, of which none can be chosen; "
+                "give candidates, such as 24"
+            )
         if self.families and self.actors < len(self.prior):
             few = f"{self.actors} actors for {len(self.prior)} priors"
             raise UserError(f"generator.families: {few}; give as many generator.actors, or leave it out")

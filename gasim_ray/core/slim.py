@@ -164,11 +164,11 @@ def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def least_squares(chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Weights (outputs, inputs) and bias (outputs,) of a ridge regression over chunks of rows and their aims."""
-    count, sums, aims, inner, outer = 0, *[torch.zeros((), dtype=torch.float64)] * 4
+    count, sums, aims, inner, outer = 0, *[torch.zeros(())] * 4
     for rows, aim in chunks:
         count = count + len(rows)
-        sums, aims = sums + rows.sum(0), aims + aim.sum(0)
-        inner, outer = inner + rows.T @ rows, outer + rows.T @ aim
+        sums, aims = sums + rows.sum(0, dtype=torch.float64), aims + aim.sum(0, dtype=torch.float64)
+        inner, outer = inner + (rows.T @ rows).double(), outer + (rows.T @ aim).double()
     mean, aimed = sums / count, aims / count
     inner, outer = inner / count - torch.outer(mean, mean), outer / count - torch.outer(mean, aimed)
     ridge = RIDGE * inner.diagonal().mean() + 1e-12

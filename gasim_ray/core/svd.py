@@ -38,8 +38,17 @@ def is_centred(model: Model) -> bool:
     return any(isinstance(module, CentredConvolution) for module in model.network.modules())
 
 
+def arithmetic(model: Model) -> list[object]:
+    """What the shapes of its weights do not tell of a network: activations, and how convolutions move over pictures."""
+    layers = [m for m in model.network.modules() if not list(m.children())]
+    moves = {(m.stride, m.padding) for m in layers if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
+    return [{type(m) for m in layers if not list(m.parameters())}, moves, getattr(model.network, "padding", None)]
+
+
 def svd_obstacle(teacher: Model, student: Model) -> str | None:
     """Why the student is not the teacher with low-rank layers, in words; None if it is."""
+    if arithmetic(student) != arithmetic(teacher):
+        return "activations, strides or padding of the student are not the teacher's"
     wanted = {name: list(tensor.shape) for name, tensor in student.network.state_dict().items()}
     low = low_rank_layers(student)
     if is_centred(student) != is_centred(teacher):
@@ -48,6 +57,9 @@ def svd_obstacle(teacher: Model, student: Model) -> str | None:
         return "the student has no layer of lower rank (`rank` and `ranks` of the architecture `cnn`)"
     if getattr(teacher.network, "value", None) is not None:
         return "the teacher is a dueling network, whose answers are a sum of two layers'"
+    output = list(teacher.network.state_dict())[-1].removesuffix(".bias")
+    if output in low and teacher.config.value and not student.config.value:
+        return f"{output}, which answers the value too in the teacher, is of low rank in the student"
     for base in low:
         first, second = wanted.pop(f"{base}.0.weight"), wanted.pop(f"{base}.1.weight")
         if first[0] > (most := min(second[0], prod(first[1:]))):

@@ -97,7 +97,8 @@ class Synthesizer:
         labels = wanted_actions(self.settings.batch_size, self.teacher.config.actions, random)
 
         def objective(observations: Tensor, following: Following | None = None) -> Tensor:
-            loss = generator_loss(observations, self.teacher, self.student, labels, self.objective, following)
+            wanted = labels[: len(observations)]  # beside samples of other priors a generator makes fewer
+            loss = generator_loss(observations, self.teacher, self.student, wanted, self.objective, following)
             return loss if self.contrast is None else loss + self.contrast.loss(observations, random)
 
         value = slot.generator.improve(objective, random)

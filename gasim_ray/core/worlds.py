@@ -202,8 +202,7 @@ class Worlds(Prior):
         for step in range(1 - self.spec.stack, steps):
             frames = [*frames[1 - self.spec.stack :], self.frame(world, motion.place)]
             if step >= 0:
-                stacks = torch.cat(frames, 1)
-                stacks = stacks.permute(0, 2, 3, 1).contiguous() if self.spec.layout == "HWC" else stacks
+                stacks = self.spec.arranged(torch.cat(frames, 1)).contiguous()
                 outputs, values = teacher.with_value(stacks) if teacher.config.value else (teacher(stacks), None)
                 policy = log_policy(check_finite(outputs, "teacher"), teacher.config.output_scale).exp()
                 yield stacks, outputs, values
@@ -213,7 +212,7 @@ class Worlds(Prior):
 
     def frame(self, world: World, place: Tensor) -> Tensor:
         """One frame (N, colours, height, width) in the spec's dtype."""
-        low, high = (float(bound.mean()) for bound in (self.low, self.high))
+        low, high = self.spec.picture_range
         covered = [
             covering(torch.arange(side, device=self.device), place[..., axis], world.size[..., axis]).unsqueeze(1)
             for axis, side in enumerate(self.sides)

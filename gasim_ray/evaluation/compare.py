@@ -97,9 +97,9 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
     each other.
     """
     folder = RunFolder(run)
+    summary = folder.read_summary()
     student = load_model(folder.student)
     teacher = load_model(saved_config(run).teacher).frozen()
-    summary = folder.read_summary()
     check_same_task(teacher.config, student.config)
     task.check(teacher.config, TEACHER)
     controls = control_models(run, student.config, teacher, task, distil)

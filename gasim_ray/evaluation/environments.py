@@ -16,14 +16,21 @@ from gasim_ray.core.model import ModelConfig
 from gasim_ray.core.observation import Layout, ObservationSpec
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import SKIP, STACK, EvaluationGames, is_atari
+from gasim_ray.models import import_module
 
 #: Some environments state a bound that is the largest float instead of infinity: none at all, in effect.
 _EFFECTIVELY_INFINITE = 1e30
 
 
 def check_known(env_id: str) -> None:
-    """Raise UserError, with the nearest id, unless Gymnasium knows the environment."""
+    """Raise UserError, with the nearest id, unless Gymnasium knows the environment.
+
+    `package.module:Id` imports the module first, which registers it, as `gymnasium.make` does.
+    """
     name = env_id.partition("?")[0]
+    if ":" in name:
+        import_module(name, "env")
+        name = name.partition(":")[2]
     try:
         gym.spec(name)
     except (gym.error.Error, ImportError) as error:

@@ -182,10 +182,21 @@ def read_image_archive(folder: Path, name: str, class_names: Sequence[str]) -> S
                     file = archive.extractfile(member) if member.isfile() else None
                     if file is not None:
                         yield tuple(Path(member.name).parts[-3:]), file.read()
+                check_end(archive)
         except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{folder / name}: cannot be read ({error}); fetch it again") from error
 
     return _read_images(members(), folder / name, class_names)
+
+
+def check_end(archive: tarfile.TarFile) -> None:
+    """Raise ReadError unless an archive that was read ends as one should, which tarfile does not look at."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("a header is damaged, or its end is missing")
+    while archive.fileobj.read(2**20):  # to where a compressed file's sum is compared
+        pass
 
 
 def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, class_names: Sequence[str]) -> Splits:

@@ -74,7 +74,10 @@ def task_of_teacher(folder: str, episodes: int, local: bool = False) -> Task:
     if env:
         return EnvironmentTask(env, episodes, local=local)
     if not dataset:
-        raise UserError(f"evaluate.enabled: the teacher in {folder} does not say what it was trained on")
+        raise UserError(
+            f"evaluate.enabled: the teacher in {folder} does not say what it was trained on, as those do that were "
+            "trained here; leave it out"
+        )
     return DatasetTask(load_dataset(dataset, None, teacher.source.get("groups", "")))
 
 
@@ -135,10 +138,9 @@ def distil_control(
     )
     teacher.computing(config.bf16, config.channels_last)
     prior = Uniform(teacher, device) if real is None else Recorded(teacher, real, device)
-    threads = torch.get_num_threads()
     workers = LocalWorkers(teacher, plain, prior)
     try:
         drive(Loop(workers, plain, stop=lambda: False, report=lambda loop: None))
     finally:
-        torch.set_num_threads(threads)
+        workers.close()
     return workers.learner.student.computing(bf16=False, channels_last=False).eval()

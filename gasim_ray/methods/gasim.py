@@ -5,9 +5,11 @@ games start from drawings, which are knowledge of pictures (`generic`). Images s
 an empty ground, of which are taken those that the teacher answers most decidedly, as many for each class; an order
 keeps them and moves copies a few steps towards a class drawn at random, past what lies between two classes, and to
 where teacher and student disagree. In colours they start from textured leaves that fill the frame and are moved
-further, to the teacher's batch-norm statistics too. A game's frames start from scenes in motion and stay as they are.
-Every order draws a fresh batch, so each is a re-initialisation. Several actors may differ in their priors
-(`generator.families`), in nothing else; on two cores one was better.
+further, to the teacher's batch-norm statistics too. For grey pictures of classes that hold one kind of thing each,
+`generator.candidates` 24 with `generator.alignment` 4.0 bring Fashion-MNIST nearer; of classes of several kinds that
+choice leaves kinds out, so the preset is without (`gasim-aligned` in benchmarks/README.md). A game's frames start from
+scenes in motion and stay as they are. Every order draws a fresh batch, so each is a re-initialisation. Several actors
+may differ in their priors (`generator.families`), in nothing else; on two cores one was better.
 
 The student replays a pool; one of images or games starts as the teacher cut down to its size where that fits
 (core.prune, core.slim, core.svd).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -30,14 +31,22 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def resolve(reference: str, field: str) -> Callable[..., Any]:
-    """Import `package.module:name`; raises UserError that says what could not be found."""
-    module_name, _, name = reference.partition(":")
+def import_module(reference: str, field: str) -> ModuleType:
+    """Import the module of a user's `package.module:name`; raises UserError about `field` if that fails."""
     try:
-        factory: Callable[..., Any] = getattr(importlib.import_module(module_name), name)
+        return importlib.import_module(reference.partition(":")[0])
     except Exception as error:  # importing runs the user's module, which may fail in any way
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{field}: {reference!r} cannot be imported ({reason}); mend the module or the name") from error
+
+
+def resolve(reference: str, field: str) -> Callable[..., Any]:
+    """Import `package.module:name`; raises UserError that says what could not be found."""
+    module = import_module(reference, field)
+    try:
+        factory: Callable[..., Any] = getattr(module, reference.partition(":")[2])
+    except AttributeError as error:
+        raise UserError(f"{field}: {reference!r} cannot be imported ({error}); mend the module or the name") from error
     return factory
 
 

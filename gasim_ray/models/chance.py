@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 class Chance(nn.Module):
-    """The largest of its answers is a draw from softmax(logits), whatever it reads; at first all are alike.
+    """No student: random actions, as the largest of answers that are drawn from softmax(logits) whatever is read.
+
+    At first all are alike.
 
     Draws follow one another from a seed of its own, from the first again whenever it is set to evaluate, with which
     episodes begin.

@@ -124,7 +124,7 @@ def _stacks(observations: Observations, titles: Sequence[str], heading: str, spe
 
 def frames_of(observation: Observations, spec: ObservationSpec) -> list[npt.NDArray[np.float32]]:
     """Each frame as (height, width, 3), or (height, width, 1) where it is grey; from 0 to 1."""
-    low, high = (float(bound.mean()) for bound in spec.bounds())
+    low, high = spec.picture_range
     picture = np.moveaxis(observation, 0, -1) if spec.layout == "CHW" else observation
     unit = ((picture.astype(np.float32) - low) / (high - low)).clip(0, 1)
     frames = np.split(unit, spec.stack, axis=-1)

@@ -15,6 +15,8 @@ class ImportOptions:
 
     #: Open pickles, which run the code that they contain. RLlib's checkpoints are pickles.
     trust: bool = False
+    #: RLlib source: frames that an environment's wrapper stacks in an observation; a connector's are known.
+    stack: int | None = None
     #: PyTorch source: file of the weights, a `torch.save`d state dict or safetensors.
     weights: Path | None = None
     #: PyTorch source: JSON or YAML file with the fields of ObservationSpec.

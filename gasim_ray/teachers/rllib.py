@@ -9,6 +9,7 @@ RLlib and Gymnasium are imported only while a checkpoint is read.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,19 @@ def load(source: str, options: ImportOptions) -> Model:
         )
     folder = _module_folder(Path(source).absolute())
     module = _read(folder, "ray.rllib.core.rl_module.rl_module:RLModule")
-    observation = _observation(folder, module)
+    observation = stacked(_observation(folder, module), options.stack)
     return model_from_module(module, observation, _described(folder, module))
+
+
+def stacked(observation: ObservationSpec, stack: int | None) -> ObservationSpec:
+    """The observation as one of so many frames; raises UserError if a connector stacks others."""
+    if stack is None or observation.stack == stack:
+        return observation
+    if observation.stack > 1:
+        raise UserError(
+            f"stack: {stack}, but the checkpoint's connector stacks {observation.stack} frames; leave it out"
+        )
+    return replace(observation, stack=stack)
 
 
 def _module_folder(source: Path) -> Path:
@@ -86,7 +98,7 @@ def _read(folder: Path, reference: str) -> Any:
     except Exception as error:
         raise UserError(
             f"source: {folder} cannot be read as an RLlib checkpoint ({type(error).__name__}: {error}); "
-            f"it is damaged, or of another version of Ray ({_version(folder)})"
+            f"it is damaged, of RLlib's old API stack, or of another version of Ray ({_version(folder)})"
         ) from error
 
 
@@ -100,6 +112,8 @@ def _version(folder: Path) -> str:
 def _observation(folder: Path, module: Any) -> ObservationSpec:
     root = folder.parents[len(MODULES.parts)] if folder.match(str(MODULES / "*")) else None
     if root is None or not (root / CONNECTORS).exists():
+        told = "an observation filter or a frame stack, if there was one, is told by the algorithm's checkpoint alone"
+        print(f"warning: {folder} is a module without its algorithm; {told}", file=sys.stderr)
         return observation_spec(module.observation_space)
     pipeline = _read(root / CONNECTORS, "ray.rllib.connectors.env_to_module:EnvToModulePipeline")
     return _after_connectors(pipeline)

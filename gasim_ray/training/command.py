@@ -103,6 +103,9 @@ def import_command(arguments: list[str]) -> None:
     parser.add_argument("--kind", help=f"what the source is ({', '.join(SOURCES)}); by default told from the source")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in --out")
     parser.add_argument("--trust", action="store_true", help="open pickles, which run the code that they contain")
+    parser.add_argument(
+        "--stack", type=int, help="RLlib: frames that a wrapper, no connector, stacks in an observation"
+    )
     parser.add_argument("--weights", type=Path, help="PyTorch: state dict (torch.save or safetensors)")
     parser.add_argument("--observation", type=Path, help="PyTorch: JSON or YAML file with the observation's fields")
     parser.add_argument("--actions", type=int, help="PyTorch: number of discrete actions or classes")
@@ -110,7 +113,8 @@ def import_command(arguments: list[str]) -> None:
     parser.add_argument("--arguments", default="{}", help="PyTorch: the factory's settings, such as {hidden: [64, 64]}")
     given = parser.parse_args(arguments)
     settings = read_mapping(given.arguments, "arguments")
-    options = ImportOptions(given.trust, given.weights, given.observation, given.actions, given.outputs, settings)
+    names = ("trust", "stack", "weights", "observation", "actions", "outputs")
+    options = ImportOptions(**{name: getattr(given, name) for name in names}, arguments=settings)
     describe(import_teacher(given.source, given.out, options, kind=given.kind, overwrite=given.overwrite), given.out)
 
 

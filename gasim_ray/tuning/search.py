@@ -23,9 +23,9 @@ from gasim_ray.tuning.trial import POINT
 
 #: Package -> what installs it.
 EXTRAS = {
-    "optuna": "pip install 'gasim-ray[tune]'",
-    "wandb": "pip install 'gasim-ray[wandb]'",
-    "mlflow": "pip install 'gasim-ray[mlflow]'",
+    "optuna": "pip install -e '.[tune]' in its repository",
+    "wandb": "pip install -e '.[wandb]' in its repository",
+    "mlflow": "pip install -e '.[mlflow]' in its repository",
 }
 #: Trials that Optuna draws at random before it models anything.
 STARTUP_TRIALS = 10

@@ -144,10 +144,9 @@ def _of_method(method: str, tree: dict[str, Any], settings: ValidationSettings, 
     # Networks of images would take many minutes; what they make serves only to compare.
     less = {"generator": {"width": 16}, "budget": {"observations": MADE_IMAGES * settings.observations}}
     config = build_config(merged(plain, short, less if teacher.config.observation.is_image else {}))
-    threads = torch.get_num_threads()
     workers = LocalWorkers(teacher, config)
     Loop(workers, config, stop=lambda: False, report=lambda loop: None).run()
-    torch.set_num_threads(threads)
+    workers.close()
     pool = workers.learner.pool
     newest = (torch.arange(min(settings.observations, len(pool))) + 1 - pool.added).neg() % len(pool)
     observations: npt.NDArray[Any] = pool.observations[newest].numpy()
