@@ -6,6 +6,7 @@ What takes longer than there is time is stopped with a checkpoint, and gone on w
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -40,8 +41,9 @@ from gasim_ray.teachers import load_teacher
 from gasim_ray.training.classifier import ClassifierTraining, train_classifier
 from gasim_ray.training.command import show
 
-#: Seconds that starting and evaluating a cell may take, and one of a game: thirty plain and thirty sticky episodes.
-EVALUATION, GAME_EVALUATION = 25.0, 180.0
+#: Seconds that starting and evaluating a cell may take, one of a game, and what two cores take besides for its thirty
+#: plain and thirty sticky episodes, which are spread over the cores.
+EVALUATION, GAME_EVALUATION, GAME_EPISODES = 25.0, 30.0, 150.0
 #: Seconds that stopping with a checkpoint may take.
 STOPPING = 20.0
 
@@ -234,7 +236,7 @@ def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
         players = sorted({int(number) - 1 for number in np.geomspace(1, len(grown), cell.played)})
         scores = []
         for index in players:
-            played = task.measure({TEACHER: list(snapshots.values())[index].to(cell.config.device)})[0][TEACHER]
+            played = task.measure({TEACHER: list(snapshots.values())[index]})[0][TEACHER]
             scores.append([grown[index][1], (played.sticky or played.interval).mean])
         return {"growth": grown, **({"growth_scores": scores} if scores else {})}
     points = [
@@ -247,7 +249,10 @@ def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
 def growth(cell: Cell, folder: RunFolder, snapshots: dict[float, Model]) -> list[list[float]]:
     """See `curve`."""
     rows = pd.read_csv(folder.path / "metrics.csv")
-    teacher, (_, states) = load_teacher(cell.config.teacher), teacher_reference(cell.config.teacher, cell.episodes)
+    teacher, (_, states) = (
+        load_teacher(cell.config.teacher),
+        teacher_reference(cell.config.teacher, cell.episodes, "cpu"),
+    )
     expected, scale, found = answers(teacher, states, TEACHER), teacher.config.output_scale, []
     for seconds, student in snapshots.items():
         made = float(np.interp(seconds, [0, *rows["seconds"]], [0, *rows["observations"]]))
@@ -258,14 +263,17 @@ def growth(cell: Cell, folder: RunFolder, snapshots: dict[float, Model]) -> list
 
 
 def score(cell: Cell, student: Model) -> dict[str, Any]:
-    """Score a student beside its teacher and the untrained control."""
-    teacher = load_teacher(cell.config.teacher)
-    own, observations = teacher_reference(cell.config.teacher, cell.episodes)
+    """Score a student beside its teacher and the untrained control: classifiers on the cell's device, policies on CPUs,
+    where they play in many processes.
+    """
     task = task_of_teacher(cell.config.teacher, cell.episodes)
-    found = task.measure({TEACHER: student.to(cell.config.device)})[0][TEACHER]
+    device = "cpu" if task.metric == "return" else cell.config.device
+    student, teacher = student.to(device), load_teacher(cell.config.teacher).to(device)
+    own, observations = teacher_reference(cell.config.teacher, cell.episodes, device)
+    found = task.measure({TEACHER: student})[0][TEACHER]
     expected, outputs = answers(teacher, observations, TEACHER), answers(student, observations, "student")
     plain = replace(student.config, source={})  # so that it is measured once for all students of a size
-    fresh = untrained_score(json.dumps(plain.to_json()), cell.config.teacher, cell.episodes)
+    fresh = untrained_score(json.dumps(plain.to_json()), cell.config.teacher, cell.episodes, device)
     scores = {"teacher": own, "student": found, "untrained": fresh}
     if task.metric == "return":
         scores["random"] = random_score(cell.config.teacher, cell.episodes)
@@ -284,16 +292,16 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
 
 
 @lru_cache
-def teacher_reference(folder: str, episodes: int) -> tuple[Score, Observations]:
+def teacher_reference(folder: str, episodes: int, device: str) -> tuple[Score, Observations]:
     """The teacher's own score and its real observations."""
-    scores, observations = task_of_teacher(folder, episodes).measure({TEACHER: load_teacher(folder)})
+    scores, observations = task_of_teacher(folder, episodes).measure({TEACHER: load_teacher(folder).to(device)})
     return scores[TEACHER], observations
 
 
 @lru_cache
-def untrained_score(config: str, folder: str, episodes: int) -> Score:
+def untrained_score(config: str, folder: str, episodes: int, device: str) -> Score:
     """What a student of this configuration scores with fresh weights."""
-    model = untrained(ModelConfig.from_json(json.loads(config)))
+    model = untrained(ModelConfig.from_json(json.loads(config))).to(device)
     return task_of_teacher(folder, episodes).measure({TEACHER: model})[0][TEACHER]
 
 
@@ -313,4 +321,6 @@ def limited(training: ClassifierTraining, folder: Path, left: float) -> Classifi
 
 def evaluation_seconds(cell: Cell) -> float:
     """What starting and evaluating a cell takes."""
-    return GAME_EVALUATION * (1 + cell.played / 2) if cell.is_game else EVALUATION
+    if not cell.is_game:
+        return EVALUATION
+    return GAME_EVALUATION + GAME_EPISODES * (1 + cell.played / 2) * 2 / max(2, os.cpu_count() or 2)

@@ -116,7 +116,8 @@ def entry(cell: Cell, lines: list[dict[str, Any]], scores: str) -> str:
     words = [f"{task}{'' if cell.method == method else f' as `{cell.method}`'} {scores} [{lines[0]['knowledge']}]"]
     words += [f"with {', '.join(changed)}"] if (changed := own_settings(cell)) else []
     words += [remark(task)] if remark(task) else []
-    if published := PUBLISHED.get(task, {}).get(method):
+    # Not beside a remark: what is measured on other pictures is no difference.
+    if (published := PUBLISHED.get(task, {}).get(method)) and not remark(task):
         difference = 100 * mean(line["student_score"] for line in lines) - float(published.split()[0])
         words.append(f"published: {published}, difference {difference:+.1f}")
     return "; ".join(words)

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save
 from benchmarks.cells import Cell, append_result, load_suite, matches, read_results, results_path, suite_names
 from gasim_ray.errors import UserError
 
-#: Bytes of a part, and the most parts.
-PART, PARTS = 16 * 2**20, 8
+#: Bytes of a part, and the most parts: less than 64 MiB together.
+PART, PARTS = 15 * 2**20, 4
 
 
 def main() -> int:

@@ -39,5 +39,8 @@ def commit() -> str:
 
 
 def git(*arguments: str) -> str:
-    """What a git command prints; nothing if it fails."""
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    """What a git command prints; nothing if it fails, or where there is no git."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""

@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from benchmarks.cells import Cell, append_result, current_results, load_suite, matches, suite_names
 from benchmarks.measure import Sitting, Unfinished, evaluation_seconds, limited, record
 from gasim_ray.actors.ray_workers import connect
-from gasim_ray.errors import exit_code
+from gasim_ray.errors import UserError, exit_code
 from gasim_ray.tasks import TASKS, training_of
 from gasim_ray.training.classifier import ClassifierTraining, train_classifier
 from gasim_ray.training.command import show
@@ -38,24 +39,30 @@ def main() -> int:
     parser.add_argument(
         "--budget-minutes", type=float, default=float("inf"), help="stop then; the next sitting goes on"
     )
+    parser.add_argument(
+        "--again", action="store_true", help="record what --only names anew, though it is: the newest line counts"
+    )
     given = parser.parse_args()
-    asked_for = (given.suite, given.only, given.size, given.budget_minutes)
+    if given.again and not given.only:
+        parser.error("--again goes with --only")
+    asked_for = (given.suite, given.only, given.size, given.budget_minutes, given.again)
     return exit_code("benchmarks", lambda: record_suite(*asked_for), "; the same command goes on")
 
 
-def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> None:
-    """Run the pending cells that are asked for, within the budget, and say what stays pending."""
-    done = current_results(suite)
+def record_suite(suite: str, only: str, size: str, budget_minutes: float, again: bool = False) -> None:
+    """Run the pending cells that are asked for, `again` the recorded ones too, and say what stays pending."""
+    done = {} if again else current_results(suite)
     asked = [c for c in load_suite(suite) if c.name not in done and c.size == size and matches(c, only)]
     # Most policies' teachers are trained by a command of their own, in many sittings.
     waiting = [c for c in asked if not c.has_teacher and c.task not in TASKS and not c.training]
     pending = [c for c in asked if c not in waiting]
     sitting = Sitting(60 * budget_minutes)
     connect()
+    failed: list[str] = []
     print(f"{suite}: {len(done)} cells recorded, {len(pending)} to run")
     while pending:
         cell = pending[0]
-        if not cell.has_teacher and sitting.left > 0:
+        if not cell.has_teacher and sitting.left > POLICY_EVALUATION * bool(cell.training) + PART:
             make_teacher(cell, sitting.left)
         if not cell.has_teacher or not has_time_for(cell, sitting):
             break
@@ -64,6 +71,10 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
             line = record(cell, sitting)
         except Unfinished:
             break
+        except Exception:  # whatever it is, the other cells are not to wait for its mend
+            traceback.print_exc()
+            failed.append(pending.pop(0).name)
+            continue
         append_result(suite, line)
         score = line.get("ratio", line["student_score"])
         print(f"{cell.name}: {score:.4g} in {time.monotonic() - started:.0f} s; {len(pending) - 1} left", flush=True)
@@ -72,6 +83,8 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float) -> Non
         print(f"pending: {', '.join(cell.name for cell in pending)}")
     for folder in dict.fromkeys(cell.teacher for cell in waiting):
         print(f"pending until there is a teacher in {folder}: `gasim teacher train --env ... --out {folder}`")
+    if failed:
+        raise UserError(f"{suite}: failed, see above: {', '.join(failed)}")
 
 
 def make_teacher(cell: Cell, left: float) -> None:

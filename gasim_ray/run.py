@@ -86,7 +86,16 @@ def distill(
                     raise Interrupted(f"interrupted; go on with: {resuming(config, folder)}")
         finally:
             workers.close()
-        _finish(folder, config, student, learner, progress)
+        if not progress.observations:
+            raise UserError(
+                f"budget: no batch came in {progress.seconds:.0f} s; give more budget.seconds, or less to do "
+                "(generator.steps, generator.batch_size)"
+            )
+        try:
+            _finish(folder, config, student, learner, progress)
+        except OSError as error:
+            how = f"free some space and go on with: {resuming(config, folder)}"
+            raise UserError(f"out: {folder.path} cannot be written ({error}); {how}") from error
         return folder.path
 
 

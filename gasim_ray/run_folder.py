@@ -7,11 +7,14 @@ last good one.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
+import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,6 +43,13 @@ FREE_ON_RESUME = (
     "student.cpus",
     "generator.cpus",
     "generator.timeout",
+)
+
+
+#: What a run writes; in a folder that holds anything else nothing is replaced.
+WRITTEN = re.compile(
+    r"config\.yaml|summary\.json|metrics\.csv|events\.out\..*|checkpoint|snapshots|(samples|worst)\.png|student|controls"
+    r"|.*\.partial"
 )
 
 
@@ -131,6 +141,14 @@ def saved_config(run: Path) -> DistillConfig:
     return parse_config([], str(run / "config.yaml"))
 
 
+def _is_row(row: dict[str, str], names: Sequence[str]) -> bool:
+    """Whether a row of metrics.csv is whole, as it may not be after a power cut."""
+    try:
+        return set(row) == set(names) and float(row["seconds"]) >= 0
+    except (TypeError, ValueError):
+        return False
+
+
 class RunFolder:
     """The folder of one distillation."""
 
@@ -149,6 +167,11 @@ class RunFolder:
 
         Raises UserError if there is one and `overwrite` is off, and in any case if what is there is no run.
         """
+        other = sorted(path.name for path in self.path.glob("*") if not WRITTEN.fullmatch(path.name))
+        if overwrite and other and (self.path / "config.yaml").exists():
+            raise UserError(
+                f"out: {self.path} holds {other[0]}, which is no part of a run; --overwrite leaves it alone"
+            )
         clear_folder(self.path, "config.yaml", "a run", overwrite)
         self.write_config(config)
 
@@ -199,12 +222,16 @@ class RunFolder:
         path = self.path / "metrics.csv"
         if not path.exists():
             return
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if float(row["seconds"]) <= seconds]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(vars(Progress())))
-            writer.writeheader()
-            writer.writerows(rows)
+        names, kept = list(vars(Progress())), io.StringIO(newline="")
+        with path.open(newline="", errors="replace") as file:
+            rows = [row for row in csv.DictReader(file) if _is_row(row, names) and float(row["seconds"]) <= seconds]
+        writer = csv.DictWriter(kept, names)
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
+            write_atomically(path, kept.getvalue().encode())
+        except OSError as error:
+            raise UserError(f"out: {path} cannot be written ({error.strerror})") from error
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write what `resume` reads and keep the checkpoint before it.
@@ -248,22 +275,22 @@ class Metrics:
     """metrics.csv and TensorBoard events, a row each time."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / "metrics.csv"
-        new = not path.exists()
-        self.file = path.open("a", newline="", buffering=1)
-        self.rows = csv.DictWriter(self.file, list(vars(Progress())))
-        if new:
-            self.rows.writeheader()
+        self.path = folder / "metrics.csv"
         self.events = SummaryWriter(str(folder))
 
     def write(self, progress: Progress) -> None:
         """Add one row."""
         row = vars(progress)
-        self.rows.writerow(row)
+        new = not self.path.exists()
+        # Opened for each, since `forget_after` puts another file in its place.
+        with self.path.open("a", newline="") as file:
+            rows = csv.DictWriter(file, list(row))
+            if new:
+                rows.writeheader()
+            rows.writerow(row)
         for name, value in row.items():
             self.events.add_scalar(name, value, progress.student_steps)
 
     def close(self) -> None:
-        """Flush both."""
-        self.file.close()
+        """Flush the events."""
         self.events.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small_suite import declare, started
 
@@ -18,7 +19,20 @@ from gasim_ray.methods import METHODS
 REPOSITORY = Path(__file__).parents[1]
 
 
-def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any]) -> None:
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are saved."""
+    kept, save = [], figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, name: kept.append(figure) or save(figure, name))
+    return kept
+
+
+def points(axes: Any) -> list[list[list[float]]]:
+    """The points of each line."""
+    return [line.get_xydata().tolist() for line in axes.lines]
+
+
+def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any], saved: list[Any]) -> None:
     line = {"method": "noise", "knowledge": "bounds", "metric": "accuracy", "teacher_score": 0.9, "wall_seconds": 3.0}
     first = {**line, "curve": [[1.0, 0.2], [2.0, 0.4]], "student_score": 0.5}
     second = {**line, "curve": [[1.2, 0.4], [2.2, 0.6]], "student_score": 0.7}
@@ -26,15 +40,22 @@ def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any]) -> None:
     assert seconds == pytest.approx([1.1, 2.1, 3.0])
     assert scores == pytest.approx([30.0, 50.0, 60.0])
     assert (cells.ROOT.parent / figures.draw("small", "cartpole", [first, second])).stat().st_size > 1000
+    seconds_and_scores, teacher = points(saved[0].axes[0])
+    assert np.array(seconds_and_scores) == pytest.approx(np.array([[1.1, 30.0], [2.1, 50.0], [3.0, 60.0]]))
+    assert [level for _, level in teacher] == pytest.approx([90.0, 90.0])
 
 
-def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict[str, Any]) -> None:
+def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict[str, Any], saved: list[Any]) -> None:
     first = {"method": "noise", "knowledge": "bounds", "growth": [[1.0, 100.0, 0.5, 0.2], [2.0, 200.0, 0.6, 0.1]]}
     second = {"method": "gasim", "knowledge": "generic", "growth": [[1.0, 150.0, 0.5, 0.02]]}
     second["growth_scores"] = [[150.0, 12.0]]
     path = cells.ROOT.parent / figures.draw_growth("small", "cartpole", [first, second, {"method": "noise"}])
     assert path.name == "small-cartpole-growth.png"
     assert path.stat().st_size > 1000
+    kl, agreement, returns = (points(axes) for axes in saved[0].axes)
+    assert kl == [[[100.0, 0.2], [200.0, 0.1]], [[150.0, 0.02]]]
+    assert agreement == [[[100.0, 50.0], [200.0, 60.0]], [[150.0, 50.0]]]
+    assert returns[1] == [[150.0, 12.0]]
 
 
 def test_a_game_s_table_shows_how_far_students_are_from_random(suite: dict[str, Any]) -> None:
@@ -155,9 +176,12 @@ def test_hidden_modes_have_a_row_for_each_method_of_a_merged_task() -> None:
     ]
 
 
-def test_a_figure_shows_the_pool_s_spread_over_hidden_modes(suite: dict[str, Any]) -> None:
+def test_a_figure_shows_the_pool_s_spread_over_hidden_modes(suite: dict[str, Any], saved: list[Any]) -> None:
     assert figures.named(MODE_LINES[0]) == "gas (bounds)"
     assert (cells.ROOT.parent / figures.draw_modes("pairs", MODE_LINES)).stat().st_size > 1000
+    worst, shares = saved[0].axes
+    assert [bar.get_width() for bar in worst.patches] == pytest.approx([60.0, 99.0])
+    assert [text.get_text() for text in shares.texts] == ["92", "8"]
 
 
 def test_the_newest_line_of_a_cell_counts(suite: dict[str, Any]) -> None:

@@ -189,18 +189,46 @@ def test_what_more_parts_than_allowed_would_take_is_left_out_and_named(
     declare(suite)
     shutil.copytree(REPOSITORY / "benchmarks" / "teachers" / "cartpole-dqn", "teachers/own")
     append_result("small", {"recorded": "here"})
-    monkeypatch.setattr(pack, "PART", 2_000)
+    monkeypatch.setattr(pack, "PART", 4_000)
     assert started(monkeypatch, pack, "small", "out", "--back") == 2
     assert "out: no out/small.tar.00 there; pack it first" in capsys.readouterr().err
     assert started(monkeypatch, pack, "small", "out") == 1
-    assert "left out, since 8 parts hold no more: teachers/own" in capsys.readouterr().err
+    assert "left out, since 4 parts hold no more: teachers/own" in capsys.readouterr().err
     cells.results_path("small").unlink()
     assert started(monkeypatch, pack, "small", "out", "--back") == 0
     assert read_results("small") == [{"recorded": "here"}]
-    monkeypatch.setattr(pack, "PART", 1_000)
+    monkeypatch.setattr(pack, "PART", 2_000)
     assert started(monkeypatch, pack, "small", "elsewhere") == 2
-    assert "results/small.jsonl alone is more than 8 parts" in capsys.readouterr().err
+    assert "results/small.jsonl alone is more than 4 parts" in capsys.readouterr().err
     assert not Path("elsewhere").exists()
+
+
+def test_a_cell_that_fails_holds_up_no_other_and_a_recorded_one_is_made_again(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    declare({**suite, "methods": {"noise": [0, 1]}})
+    by_seed = {cell.seed: cell for cell in load_suite("small")}
+
+    def record(cell: Cell, sitting: measure.Sitting) -> dict[str, Any]:
+        if cell.seed == 0:
+            raise RuntimeError("mat1 and mat2 are on different devices")
+        return {
+            "task": cell.task,
+            "method": cell.method,
+            "seed": 1,
+            "definition": cell.definition,
+            "student_score": 7.0,
+        }
+
+    monkeypatch.setattr(run, "record", record)
+    monkeypatch.setattr(run, "connect", lambda: None)
+    for expected in (1, 1, 2):  # the second time the one that is recorded is not made again
+        again = ["--again", "--only", "seed=1"] if expected == 2 else []
+        assert started(monkeypatch, run, "small", *again) == (0 if again else 2)
+        assert len(read_results("small")) == expected
+    said = capsys.readouterr()
+    assert "different devices" in said.err
+    assert f"small: failed, see above: {by_seed[0].name}" in said.err
 
 
 def test_an_unknown_suite_is_refused(suite: dict[str, Any]) -> None:

@@ -231,7 +231,8 @@ def test_the_worst_are_those_where_the_student_leaves_the_teacher(digits, classi
     compare.show_worst(tmp_path / "w.png", classifier, untrained(classifier.config), digits.test_images)
     ((path, observations, teacher, student, kl, spec),) = drawn
     assert (path.name, len(observations), spec) == ("w.png", 500, digits.spec)
-    fresh, images = untrained(classifier.config), torch.from_numpy(digits.test_images)
+    assert sorted(image.tobytes() for image in observations) == sorted(i.tobytes() for i in digits.test_images)
+    fresh, images = untrained(classifier.config), torch.from_numpy(observations)
     with torch.no_grad():
         theirs, mine = (torch.log_softmax(model(images), 1) for model in (classifier, fresh))
     assert teacher == pytest.approx(theirs.exp().numpy(), abs=1e-5)
@@ -279,11 +280,20 @@ def test_the_controls_of_a_method_without_a_prior_can_be_distilled(tmp_path):
 
 def test_controls_are_drawn_afresh_whatever_the_run_chose_by(tmp_path, monkeypatch):
     save_model(tiny.model(tiny.VECTOR), tmp_path / "teacher")
-    tree = tiny.tree(tmp_path / "teacher", elastic=True, generator={"disputed": 3, "candidates": 2, "gpus": 0.5})
+    chosen = {"disputed": 3, "candidates": 2, "alignment": 4.0}
+    tree = tiny.tree(tmp_path / "teacher", elastic=True, generator={**chosen, "gpus": 0.5})
     config = build_config(tree)
     for choosing in (Disputed, Chosen):
         monkeypatch.setattr(choosing, "sample", None)
     distil_control(config, load_model(tmp_path / "teacher").frozen(), None)
+
+
+def test_a_control_is_not_distilled_on_another_device_than_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    save_model(tiny.model(tiny.VECTOR), tmp_path / "teacher")
+    config = build_config(tiny.tree(tmp_path / "teacher", device="cuda"))
+    with pytest.raises(UserError, match=r"^device: cuda is not there .*leave its controls out with --no-controls"):
+        distil_control(config, load_model(tmp_path / "teacher").frozen(), None)
 
 
 def test_a_teacher_of_merged_classes_that_does_not_say_so_is_measured_with_groups(tmp_path, classifier):

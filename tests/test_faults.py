@@ -16,6 +16,7 @@ import tiny
 import torch
 from conftest import processes_of
 from rich.console import Console
+from safetensors import SafetensorError
 
 from benchmarks.cells import load_suite
 from benchmarks.chaos import as_expected, measure_fault
@@ -29,12 +30,12 @@ from gasim_ray.actors.workers import Answer, LocalWorkers
 from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.core.batch import SyntheticBatch, fault_of
 from gasim_ray.core.learner import Learner
-from gasim_ray.core.model import load_model
+from gasim_ray.core.model import load_model, save_model
 from gasim_ray.core.settings import PoolSettings, StudentSettings
 from gasim_ray.errors import UserError
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill
-from gasim_ray.run_folder import RunFolder
+from gasim_ray.run_folder import Metrics, RunFolder
 from gasim_ray.teachers import load_teacher
 
 
@@ -259,3 +260,52 @@ def test_redis_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="redis-server"):
         RedisHosts()
+
+
+def test_a_run_without_a_single_batch_is_no_result(
+    tmp_path: Path, vector_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gasim_ray.run._drive", lambda *_: (Progress(seconds=60.0, spent=1.0), {}))
+    config = build_config(tiny.tree(vector_teacher, local=True, out=str(tmp_path / "run")))
+    with pytest.raises(UserError, match=r"^budget: no batch came in 60 s; give more budget\.seconds"):
+        distill(config, Display(Console(file=StringIO())))
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_rows_of_a_power_cut_are_left_out_and_what_follows_is_written(tmp_path: Path) -> None:
+    metrics, folder = Metrics(tmp_path), RunFolder(tmp_path)
+    for second in (1.0, 2.0, 3.0):
+        metrics.write(Progress(seconds=second))
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(path.read_bytes() + b"2.5,7\n" + b"\0" * 30)
+    folder.forget_after(2.0)
+    metrics.write(Progress(seconds=2.2))
+    metrics.close()
+    assert [line.split(",")[0] for line in path.read_text().splitlines()] == ["seconds", "1.0", "2.0", "2.2"]
+
+
+def test_what_is_no_part_of_a_run_is_not_replaced(tmp_path: Path, vector_teacher: Path) -> None:
+    config = build_config(tiny.tree(vector_teacher))
+    RunFolder(tmp_path / "run").begin(config, overwrite=False)
+    (tmp_path / "run" / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"run holds thesis\.tex, which is no part of a run"):
+        RunFolder(tmp_path / "run").begin(config, overwrite=True)
+    (tmp_path / "run" / "thesis.tex").unlink()
+    RunFolder(tmp_path / "run").begin(config, overwrite=True)
+
+
+def test_a_model_that_does_not_fit_on_the_disk_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tiny.model(tiny.VECTOR, seed=1)
+    save_model(before, tmp_path)
+
+    def full(weights: object, path: Path) -> None:
+        path.write_bytes(b"a part")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("gasim_ray.core.model.save_file", full)
+    with pytest.raises(OSError, match=r"not written \(No space left"):
+        save_model(tiny.model(tiny.VECTOR, seed=2), tmp_path)
+    kept = load_model(tmp_path).network.state_dict()
+    assert all(kept[name].equal(tensor) for name, tensor in before.network.state_dict().items())

@@ -17,14 +17,14 @@ from gasim_ray.actors import workers
 from gasim_ray.config import build_config, merged
 from gasim_ray.core.model import Model, ModelConfig, load_config, load_model, save_model
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation import tasks
+from gasim_ray.evaluation import modes, tasks
 from gasim_ray.evaluation.atari import STICKY, sticky_of, with_sticky
 from gasim_ray.evaluation.datasets import find_source, load_dataset, parse_groups
 from gasim_ray.evaluation.episodes import Returns
 from gasim_ray.evaluation.modes import ModeShares, mode_shares
 from gasim_ray.evaluation.tasks import DatasetTask, EnvironmentTask
 from gasim_ray.models import build_network
-from gasim_ray.run_folder import saved_config
+from gasim_ray.run_folder import RunFolder, saved_config
 from gasim_ray.tasks import (
     TASKS,
     distillation_of,
@@ -176,6 +176,21 @@ def test_a_judge_tells_which_hidden_modes_a_pool_holds() -> None:
         mode_shares(dataset.test_images, tiny.model(tiny.GREY, actions=3), dataset.modes)
     with pytest.raises(UserError, match="observations: none"):
         mode_shares(dataset.test_images[:0], judge, replace(dataset.modes))
+
+
+def test_every_place_of_a_pool_may_be_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orders are sorted by what the teacher answers: of every other observation a judge would see one class alone."""
+    dataset = load_dataset("mnist-sample", groups="0,1,2,3,4/5,6,7,8,9")
+    judge = tiny.model(tiny.GREY, actions=10)
+    save_model(judge, tmp_path / "judge")
+    pair = dataset.test_images[:1], 255 - dataset.test_images[:1]
+    alone = [int(judge(torch.from_numpy(images)).argmax(1)) for images in pair]
+    assert alone[0] != alone[1]
+    monkeypatch.setattr(modes, "judge_folder", lambda name: tmp_path / "judge")
+    monkeypatch.setattr(RunFolder, "pool", lambda run: np.concatenate(pair * (2 * modes.JUDGED)))
+    found = modes.modes_of_run(tmp_path, DatasetTask(dataset))
+    assert found is not None
+    assert [list(found.shares.values())[place] for place in alone] == pytest.approx([0.5, 0.5], abs=0.02)
 
 
 def test_recall_counts_the_modes_that_hold_a_fifth_of_an_even_share() -> None:

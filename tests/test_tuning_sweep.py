@@ -206,13 +206,18 @@ def test_a_sweep_larger_than_the_cluster_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_a_host_does_not_see_is_told(on_cluster: None, tmp_path: Path) -> None:
+def test_a_folder_that_a_host_does_not_see_is_told(
+    on_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_shared(tmp_path / "new")
     assert hosts_without(tmp_path / "new") == []
     assert len(hosts_without(tmp_path / "elsewhere")) == 1
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^out: .*file cannot be written"):
         check_shared(tmp_path / "file")
+    monkeypatch.setattr("gasim_ray.tuning.run.hosts_without", lambda file: ["10.0.0.2"])
+    with pytest.raises(UserError, match=r"^out: .*new is not on 10\.0\.0\.2; give a folder that all hosts share"):
+        check_shared(tmp_path / "new")
 
 
 def test_a_sweep_does_not_leave_the_learner_s_place_unheeded(

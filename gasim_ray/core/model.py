@@ -148,11 +148,22 @@ class Model(nn.Module):
 
 
 def save_model(model: Model, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` into the folder, which is made if need be."""
+    """Write `config.json` and `model.safetensors` into the folder, which is made if need be.
+
+    Raises OSError, each file as it was, if that fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(model.config.to_json(), indent=1) + "\n")
+    partial = folder / "model.partial"
+    try:
+        save_file(weights, partial)
+        partial.replace(folder / "model.safetensors")
+        partial.write_text(json.dumps(model.config.to_json(), indent=1) + "\n")
+        partial.replace(folder / "config.json")
+    except SafetensorError as error:
+        raise OSError(f"{folder}: not written ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_config(folder: Path) -> ModelConfig:

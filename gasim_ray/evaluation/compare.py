@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,7 +130,9 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
 
 def show_worst(path: Path, teacher: Model, student: Model, observations: Observations) -> None:
     """Draw the real pictures on which the student's policy is farthest from the teacher's."""
-    observations = observations[:WORST_OF]
+    # At random, since images may be sorted by their classes.
+    some = np.random.default_rng(0).choice(len(observations), min(WORST_OF, len(observations)), replace=False)
+    observations = observations[some]
     mine, theirs = (log_policy(answers(m, observations), m.config.output_scale).float() for m in (student, teacher))
     distance = divergence(theirs, mine).numpy()
     save_worst(path, observations, theirs.exp().numpy(), mine.exp().numpy(), distance, teacher.config.observation)

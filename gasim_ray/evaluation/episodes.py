@@ -9,8 +9,10 @@ same initial states.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -33,6 +35,8 @@ STILL_STEPS, STILL_PICTURES = 900, 90
 #: Or if so many steps, five minutes, gave nothing: in Seaquest a submarine that stays at the surface is safe for ever.
 FRUITLESS_STEPS = 4_500
 
+#: Seconds within which Ray has taken the CPUs of ended processes back.
+RELEASE_SECONDS = 5.0
 #: (N, *spec.shape) in the spec's dtype.
 Observations = npt.NDArray[Any]
 
@@ -251,15 +255,16 @@ def evaluate_many(
     for name, model in models.items():
         check_environment(env_id, model.config, name)
         with torch.inference_mode():
-            check_finite(model(random_observations(model, 64)), name)
+            device = next(model.parameters()).device
+            check_finite(model(random_observations(model, 64).to(device)), name)
     local = local or (episodes < PARALLEL_ENVIRONMENTS and not is_atari(env_id))
-    workers = 0 if local or not ray.is_initialized() else int(ray.available_resources().get("CPU", 0))
-    workers = min(workers, episodes * len(models))
+    free = 0.0 if local or not ray.is_initialized() else ray.available_resources().get("CPU", 0.0)
+    workers = min(int(free), episodes * len(models))
     if workers < 2:
         return {
             name: evaluate_return(model, env_id, episodes, seed, keep.get(name, 0)) for name, model in models.items()
         }
-    references = {name: ray.put(model) for name, model in models.items()}
+    references = {name: ray.put(deepcopy(model).cpu()) for name, model in models.items()}
     most = -(-workers // len(models))
     # Random actions would be the same ones in each process.
     shares = {name: 1 if model.config.architecture["name"] == "chance" else most for name, model in models.items()}
@@ -273,6 +278,10 @@ def evaluate_many(
     finally:
         for actor in actors:
             ray.kill(actor)
+        # What plays next is to find as many CPUs.
+        deadline = time.monotonic() + RELEASE_SECONDS
+        while ray.available_resources().get("CPU", 0.0) < free and time.monotonic() < deadline:
+            time.sleep(0.05)
     for result in results:
         if isinstance(result, UserError):
             raise result

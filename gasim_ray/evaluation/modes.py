@@ -54,7 +54,9 @@ def modes_of_run(run: Path, task: Task) -> ModeShares | None:
         how = f"--task {folder.name}" if named else f"--dataset {task.dataset.name} --out {folder}"
         raise UserError(f"judge: none in {folder}; make it with: gasim teacher train {how}")
     pool = RunFolder(run).pool()
-    return mode_shares(pool[:: -(-len(pool) // JUDGED)], load_model(folder).frozen(), task.dataset.modes)
+    # At random: orders lie one after another in it, each sorted by what the teacher answers.
+    judged = np.random.default_rng(0).choice(len(pool), min(JUDGED, len(pool)), replace=False)
+    return mode_shares(pool[judged], load_model(folder).frozen(), task.dataset.modes)
 
 
 def mode_shares(observations: Observations, judge: Model, modes: Modes) -> ModeShares:

@@ -205,6 +205,8 @@ def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, cl
     for (part, label, name), content in sorted_by_name(found):
         try:
             with Image.open(BytesIO(content)) as picture:
+                if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
+                    raise OSError(f"of mode {picture.mode}, where 8 bits a channel are read")
                 pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
         except (OSError, UnidentifiedImageError) as error:
             raise UserError(f"{where}: {part}/{label}/{name} is no image ({error}); fetch it again") from error

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gasim_ray.actors.loop import Loop
-from gasim_ray.actors.workers import LocalWorkers
+from gasim_ray.actors.workers import LocalWorkers, use_threads
 from gasim_ray.config import DistillConfig
+from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.model import Model, ModelConfig, load_config
 from gasim_ray.core.prior import Prior, Uniform
 from gasim_ray.core.settings import ObjectiveSettings
@@ -64,15 +65,15 @@ def names_of(places: Sequence[str], runs: Sequence[Path]) -> list[tuple[str, Pat
 
 
 @lru_cache
-def task_of_teacher(folder: str, episodes: int, local: bool = False) -> Task:
+def task_of_teacher(folder: str, episodes: int, seed: int = 0, local: bool = False) -> Task:
     """The environment or the data set that a teacher was trained on; kept, as reading a data set takes a while.
 
-    local: play in this process. Raises UserError if the teacher does not say which.
+    seed: of the episodes; local: play in this process. Raises UserError if the teacher does not say which.
     """
     teacher = load_config(Path(folder))
     env, dataset = source_of(teacher)
     if env:
-        return EnvironmentTask(env, episodes, local=local)
+        return EnvironmentTask(env, episodes, seed, local)
     if not dataset:
         raise UserError(
             f"evaluate.enabled: the teacher in {folder} does not say what it was trained on, as those do that were "
@@ -119,6 +120,7 @@ def distil_control(
         prior=("uniform",),
         families=False,
         candidates=0,
+        alignment=0.0,
         disputed=0,
         steps=0,
         views=1,
@@ -126,19 +128,22 @@ def distil_control(
         per_actor=1,
         gpus=0.0,
     )
-    device = config.device if torch.cuda.is_available() else "cpu"
+    try:
+        check_device_is_there(config.device)
+    except UserError as error:  # on another device as many seconds are another budget
+        raise UserError(f"{error}, as the run did; or leave its controls out with --no-controls") from error
     plain = replace(
         config,
         local=True,
         elastic=False,
-        device=device,
         generator=generator,
         objective=ObjectiveSettings(),
         pool=replace(config.pool, replay=1.0),
     )
     teacher.computing(config.bf16, config.channels_last)
-    prior = Uniform(teacher, device) if real is None else Recorded(teacher, real, device)
+    prior = Uniform(teacher, config.device) if real is None else Recorded(teacher, real, config.device)
     workers = LocalWorkers(teacher, plain, prior)
+    use_threads(config.student.cpus)
     try:
         drive(Loop(workers, plain, stop=lambda: False, report=lambda loop: None))
     finally:

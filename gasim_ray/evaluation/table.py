@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from gasim_ray.evaluation.atari import STICKY, is_atari
+from gasim_ray.evaluation.atari import STICKY, is_atari, sticky_of
 from gasim_ray.evaluation.compare import LATENCY_BATCH, Evaluation, Row
 from gasim_ray.evaluation.intervals import Interval
 from gasim_ray.evaluation.tasks import Metric
@@ -42,8 +42,9 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
 def _caption(evaluations: Sequence[Evaluation]) -> str:
     counts = " / ".join(f"{e.observations:,}" for e in evaluations)
     caption = f"agreement and KL (nats) on {counts} real observations of the teacher; size in parameters"
-    if any(is_atari(e.task) for e in evaluations):
-        caption += f"\nnorm.: 0 for random actions, 1 for the teacher; sticky: return if actions repeat with {STICKY}"
+    if sticky := sorted({f"{sticky_of(e.task) or STICKY:g}" for e in evaluations if is_atari(e.task)}):
+        caption += "\nnorm.: 0 for random actions, 1 for the teacher; sticky: return if actions repeat with "
+        caption += " or ".join(sticky)
     for modes in (e.modes for e in evaluations if e.modes is not None):
         shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in modes.shares.items())
         caption += f"\nhidden modes of what was invented, in percent: {shares}; recall {100 * modes.recall:.0f} %"

@@ -5,7 +5,9 @@ it: one generator step for five student steps, on what the newest generator make
 100 and the generator's learning rate of 1e-3 are those of the authors' code for MNIST.
 
 Departures: the five student steps of a round take 256 each out of one batch of 512 instead of five fresh ones; the
-student learns with Adam and a cosine instead of SGD and steps of epochs; logits are centred.
+student learns with Adam and a cosine instead of SGD and steps of epochs, and goes on with the newest batch while the
+generator makes the next, so five steps a batch are the fewest; Adam's first beta is 0.5 for the generator; logits are
+centred.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             os.rename(target, old)
         os.rename(fresh, target)
     except OSError as error:
+        surviving_folder(target)
         raise UserError(f"out: {target} cannot be written ({error}); what was there before is kept") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

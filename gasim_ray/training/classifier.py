@@ -219,7 +219,8 @@ class _Training:
         path = self.out / "checkpoint" / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True, map_location=self.device)
+        # On the CPU: an optimiser's count of steps would stay where it is put, and each step ask the GPU for it.
+        state = torch.load(path, weights_only=True, map_location="cpu")
         check_same(self._lasting_settings(), state["settings"], f"the checkpoint in {self.out}")
         self.epoch, self.seconds, self.accuracy = state["epoch"], state["seconds"], state["accuracy"]
         self.model.network.load_state_dict(state["network"])

@@ -32,6 +32,8 @@ POINT = "settings"
 STATE_FILE = "trial.json"
 #: What Tune calls for each trial, with its settings.
 Trainable = Callable[[dict[str, Any]], None]
+#: Of the episodes that trials are measured in, which are not those of `gasim evaluate`: the best would be flattered.
+EPISODES_SEED = 40_000
 #: Seconds between checkpoints that a trial never reaches.
 NEVER = 1e9
 
@@ -171,6 +173,6 @@ def measure_on_task(config: DistillConfig, student: Model, settings: EvaluationS
     from gasim_ray.evaluation.runs import task_of_teacher
     from gasim_ray.evaluation.tasks import TEACHER
 
-    task = task_of_teacher(config.teacher, settings.episodes, local=True)
+    task = task_of_teacher(config.teacher, settings.episodes, EPISODES_SEED, local=True)
     scores, _ = task.measure({TEACHER: student})
     return {task.metric: scores[TEACHER].interval.mean}
