@@ -12,6 +12,11 @@ HEAD = (
     "agreement", "observations",
 )  # fmt: skip
 MISSING = "not measured"
+#: Students of the short table.
+SHORT = (
+    "scenes-12", "weights-12", "scenes-7", "weights-7", "noise-7", "real-7",
+    "telling-scratch", "scenes-scratch", "noise-scratch",
+)  # fmt: skip
 
 
 def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
@@ -31,6 +36,36 @@ def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str
                 missing.append(student_name(method))
         rows += [row(task, ", ".join(missing), "", "", MISSING)] if missing else []
     return rows
+
+
+def short_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
+    """One column a task: normalised sticky returns of SHORT, mean and standard deviation over seeds."""
+    tasks = list(dict.fromkeys(cell.task for cell in cells))
+    declared = {(cell.task, cell.method) for cell in cells}
+    lines = {task: [results[c.name] for c in cells if c.task == task and c.name in results] for task in tasks}
+
+    def word(task: str, method: str) -> str:
+        own = [line for line in lines[task] if line["method"] == method]
+        played = [(x["sticky"]["student"], x["sticky"]["random"], x["sticky"]["teacher"]) for x in own]
+        return returns(played)[1] if played else MISSING if (task, method) in declared else ""
+
+    def reference(name: str) -> list[str]:
+        return [f"{own[0]['sticky'][name]:.1f}" if own else MISSING for own in lines.values()]
+
+    made = [
+        ["teacher, return", "", *reference("teacher")],
+        ["random actions, return", "", *reference("random")],
+        *([student_name(m), shares_of(m, lines), *(word(task, m) for task in tasks)] for m in SHORT),
+    ]
+    head = ["| | parameters | " + " | ".join(tasks) + " |", "|" + " --- |" * (2 + len(tasks))]
+    return head + ["| " + " | ".join(words) + " |" for words in made]
+
+
+def shares_of(method: str, lines: dict[str, list[dict[str, Any]]]) -> str:
+    """How large a method's students are, rounded, over all tasks."""
+    found = [line for own in lines.values() for line in own if line["method"] == method]
+    whole = sorted({round(100 * line["student_parameters"] / line["teacher_parameters"]) for line in found})
+    return " to ".join(str(n) for n in dict.fromkeys((whole[0], whole[-1]))) + " %" if whole else ""
 
 
 def reference_rows(task: str, line: dict[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import scaling
 from benchmarks.cells import CONTROLS, LABELS, ROOT, Cell, current_results, load_suite, read_results
-from benchmarks.game_tables import MISSING, game_rows
+from benchmarks.game_tables import MISSING, game_rows, short_rows
 from benchmarks.methods import architecture_rows, method_pages, prior_rows
 from benchmarks.sweep_tables import SUITE, diversity_rows, sweep_rows
 
@@ -63,6 +63,10 @@ def table(suite: str) -> str:
     if suite in scaling.TABLES:
         made_by = provenance("python -m benchmarks.scaling", list(scaling.newest().values()))
         return "\n".join([*scaling.TABLES[suite](), "", made_by]) + "\n"
+    if suite == "games":
+        cells, results = load_suite("atari"), current_results("atari")
+        made_by = provenance("python -m benchmarks.run atari", list(results.values()))
+        return "\n".join([*short_rows(cells, results), "", made_by]) + "\n"
     if suite == "modes":
         return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"
     cells, results = load_suite(suite), current_results(suite)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from gasim_ray.core.prior import Knowledge
 from gasim_ray.errors import UserError
 from gasim_ray.report.display import Display
 from gasim_ray.report.samples import save_samples
-from gasim_ray.run_folder import Metrics, RunFolder, versions
+from gasim_ray.run_folder import Metrics, RunFolder, alone_in, versions
 from gasim_ray.storage import Mirror, is_address
 from gasim_ray.teachers import load_teacher
 
@@ -65,15 +65,17 @@ def distill(
     teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
     check_objective(teacher, config.generator, config.objective)
-    with Mirror(config.out) if is_address(config.out) else nullcontext() as mirror:
+    with ExitStack() as held, Mirror(config.out) if is_address(config.out) else nullcontext() as mirror:
         folder = RunFolder(mirror.folder if mirror else config.run_folder())
         if mirror and resume:
             mirror.download()
+        held.enter_context(alone_in(folder.path))
         state = folder.resume(config) if resume else None
         workers = start_workers(teacher, config if state is None else continuing(config))
         try:
             if state is None:
                 begin(folder, config, overwrite, mirror)
+                held.enter_context(alone_in(folder.path))
             else:
                 folder.write_config(config)  # what may change, the budget say, has changed
             display.run = config.run_folder().name

@@ -7,6 +7,7 @@ last good one.
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -14,7 +15,8 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,10 +48,10 @@ FREE_ON_RESUME = (
 )
 
 
-#: What a run writes; in a folder that holds anything else nothing is replaced.
+#: What a run and a sweep's trial write; in a folder that holds anything else nothing is replaced.
 WRITTEN = re.compile(
-    r"config\.yaml|summary\.json|metrics\.csv|events\.out\..*|checkpoint|snapshots|(samples|worst)\.png|student|controls"
-    r"|.*\.partial"
+    r"config\.yaml|(summary|trial)\.json|metrics\.csv|events\.out\..*|(samples|worst)\.png|checkpoint|snapshots|student"
+    r"|controls|.*\.partial"
 )
 
 
@@ -139,6 +141,26 @@ def saved_config(run: Path) -> DistillConfig:
     if not (run / "config.yaml").exists():
         raise UserError(f"{run}: no run there (config.yaml is missing)")
     return parse_config([], str(run / "config.yaml"))
+
+
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Hold a run's folder, if there is one, against other processes; raises UserError if one of them has it."""
+    if not (run / "config.yaml").exists():
+        yield
+        return
+    folder = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise UserError(f"out: another process is at work in {run}; wait for its end, or give another --out") from error
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def _is_row(row: dict[str, str], names: Sequence[str]) -> bool:

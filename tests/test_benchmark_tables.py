@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from small_suite import declare, started
 
-from benchmarks import cells, figures, tables
+from benchmarks import cells, figures, game_tables, tables
 from benchmarks.cells import REAL, current_results, load_suite
-from benchmarks.game_tables import game_rows
+from benchmarks.game_tables import game_rows, short_rows
 from benchmarks.methods import entry, method_pages
 from benchmarks.tables import mode_rows
 from gasim_ray.methods import METHODS
@@ -58,7 +58,9 @@ def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict
     assert returns[1] == [[150.0, 12.0]]
 
 
-def test_a_game_s_table_shows_how_far_students_are_from_random(suite: dict[str, Any]) -> None:
+def test_a_game_s_table_shows_how_far_students_are_from_random(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     declare({**suite, "tasks": {**suite["tasks"], "later": suite["tasks"]["cartpole"]}, "methods": {"noise": [0, 1]}})
     shared = {
         "teacher_score": 20.0, "controls": {"random": -20.0, "untrained": -21.0},
@@ -79,6 +81,13 @@ def test_a_game_s_table_shows_how_far_students_are_from_random(suite: dict[str, 
         "| cartpole | `noise` | 12.0 % | generic | 5.0 ± 7.1 (2) | 0.62 ± 0.18 (2) | -5.0 ± 0.0 (2) | 0.50 ± 0.00 (2) "
         "| 0.0123 | 98.7 % | 4,000 |",
         "| later | `noise` |  |  | not measured |  |  |  |  |  |  |",
+    ]
+    monkeypatch.setattr(game_tables, "SHORT", ("noise", "gasim"))
+    assert short_rows(cells_, results)[2:] == [
+        "| teacher, return |  | 10.0 | not measured |",
+        "| random actions, return |  | -20.0 | not measured |",
+        "| `noise` | 12 % | 0.50 ± 0.00 (2) | not measured |",
+        "| `gasim` |  |  |  |",
     ]
 
 

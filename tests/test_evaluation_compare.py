@@ -113,6 +113,17 @@ def test_controls_of_another_student_are_made_again(run):
     assert len(again.asked) == 2
 
 
+def test_a_control_of_fewer_episodes_is_made_again_and_one_that_a_kill_cut_off_too(run):
+    evaluate_run(run, TASK, Distiller())
+    more = Distiller()
+    evaluate_run(run, replace(TASK, episodes=5), more)
+    assert [observations is None for observations in more.asked] == [False]
+    (run / "controls" / "random_observations" / "config.json").unlink()
+    again = Distiller()
+    evaluate_run(run, replace(TASK, episodes=5), again)
+    assert again.asked == [None]
+
+
 def test_an_interrupted_control_is_made_again(run):
     def interrupted(observations):
         raise KeyboardInterrupt

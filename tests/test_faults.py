@@ -35,7 +35,7 @@ from gasim_ray.core.settings import PoolSettings, StudentSettings
 from gasim_ray.errors import UserError
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill
-from gasim_ray.run_folder import Metrics, RunFolder
+from gasim_ray.run_folder import Metrics, RunFolder, alone_in
 from gasim_ray.teachers import load_teacher
 
 
@@ -309,3 +309,14 @@ def test_a_model_that_does_not_fit_on_the_disk_leaves_the_one_before(
         save_model(tiny.model(tiny.VECTOR, seed=2), tmp_path)
     kept = load_model(tmp_path).network.state_dict()
     assert all(kept[name].equal(tensor) for name, tensor in before.network.state_dict().items())
+
+
+@pytest.mark.parametrize("way", ["resume", "overwrite"])
+def test_two_processes_do_not_work_in_one_folder(way: str, tmp_path: Path, vector_teacher: Path) -> None:
+    config = build_config(tiny.tree(vector_teacher, local=True, out=str(tmp_path / "run")))
+    display = Display(Console(file=StringIO()))
+    distill(config, display)
+    with alone_in(tmp_path / "run"), pytest.raises(UserError, match=r"^out: another process is at work in .*run; wait"):
+        distill(config, display, **{way: True})
+    assert (tmp_path / "run" / "summary.json").exists()
+    distill(config, display, **{way: True})

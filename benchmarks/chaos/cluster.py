@@ -113,8 +113,8 @@ class Cluster:
         return []
 
     def processes(self, name: str = "") -> list[int]:
-        """The cluster's processes that are called so."""
-        found = []
+        """The cluster's processes that are called so, in the order in which they were started."""
+        found: list[tuple[int, int]] = []
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 environment = (folder / "environ").read_bytes()
@@ -122,11 +122,13 @@ class Cluster:
                 own = self.environment["RAY_AUTH_TOKEN"].encode() in environment
                 inside = str(self.folder).encode() in (folder / "cmdline").read_bytes() or b"ray::" in called
                 if own and inside and called.rpartition(b"/")[2].startswith(name.encode()):
-                    found.append(int(folder.name))
-        return sorted(found)
+                    # When it was started, of proc(5)'s stat: numbers of processes begin anew at some thirty thousand.
+                    ticks = int((folder / "stat").read_text().rpartition(")")[2].split()[19])
+                    found.append((ticks, int(folder.name)))
+        return [process for _, process in sorted(found)]
 
     def raylets(self) -> list[int]:
-        """One of each node, in the order in which they were started."""
+        """One of each node."""
         return self.processes("raylet")
 
 

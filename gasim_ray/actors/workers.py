@@ -213,7 +213,7 @@ class LocalWorkers:
 
     def __init__(self, teacher: Model, config: DistillConfig, prior: Prior | None = None) -> None:
         self.threads = torch.get_num_threads()
-        use_threads(1)
+        use_threads(config.student.cpus)
         # The student's normaliser is taken from samples on the CPU, whatever the device: other devices draw others.
         self.learner = make_learner(teacher, config, config.device, prior or make_prior(teacher, config, "cpu"))
         prior = prior or make_prior(teacher, config, config.device)

@@ -17,9 +17,10 @@ from typing import Literal, get_args
 import torch
 
 from gasim_ray.core.model import Model, ModelConfig, load_config, load_model, save_model
+from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.episodes import Observations
-from gasim_ray.evaluation.tasks import Task
+from gasim_ray.evaluation.tasks import EnvironmentTask, Task
 
 ControlKind = Literal["untrained", "random_observations", "real_observations"]
 
@@ -44,6 +45,8 @@ def control_models(
         source = {"control": kind, "task": task.name, "student_sha256": digest}
         if kind == "real_observations" and is_atari(task.name):
             source["states"] = "sticky"  # those of older controls were from games without
+        if kind == "real_observations" and isinstance(task, EnvironmentTask):
+            source["episodes"] = f"{task.episodes} of seed {task.seed}"  # of fewer it would learn from less
         if _source(folder) == source:
             made[kind] = load_model(folder)
         elif kind == "untrained":
@@ -62,7 +65,10 @@ def untrained(student: ModelConfig) -> Model:
 
 
 def _source(folder: Path) -> dict[str, str] | None:
-    return load_config(folder).source if folder.exists() else None
+    try:
+        return load_config(folder).source
+    except UserError:  # there is none, or a kill left a part of one
+        return None
 
 
 def _keep(model: Model, source: dict[str, str], folder: Path) -> Model:

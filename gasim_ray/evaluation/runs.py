@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gasim_ray.actors.loop import Loop
-from gasim_ray.actors.workers import LocalWorkers, use_threads
+from gasim_ray.actors.workers import LocalWorkers
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.model import Model, ModelConfig, load_config
@@ -143,7 +143,6 @@ def distil_control(
     teacher.computing(config.bf16, config.channels_last)
     prior = Uniform(teacher, config.device) if real is None else Recorded(teacher, real, config.device)
     workers = LocalWorkers(teacher, plain, prior)
-    use_threads(config.student.cpus)
     try:
         drive(Loop(workers, plain, stop=lambda: False, report=lambda loop: None))
     finally:
