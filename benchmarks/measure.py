@@ -249,10 +249,7 @@ def curve(cell: Cell, folder: RunFolder) -> dict[str, Any]:
 def growth(cell: Cell, folder: RunFolder, snapshots: dict[float, Model]) -> list[list[float]]:
     """See `curve`."""
     rows = pd.read_csv(folder.path / "metrics.csv")
-    teacher, (_, states) = (
-        load_teacher(cell.config.teacher),
-        teacher_reference(cell.config.teacher, cell.episodes, "cpu"),
-    )
+    teacher, (_, states) = load_teacher(cell.teacher), teacher_reference(cell.config.teacher, cell.episodes, "cpu")
     expected, scale, found = answers(teacher, states, TEACHER), teacher.config.output_scale, []
     for seconds, student in snapshots.items():
         made = float(np.interp(seconds, [0, *rows["seconds"]], [0, *rows["observations"]]))

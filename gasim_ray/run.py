@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from gasim_ray.actors.loop import Loop, Progress
-from gasim_ray.actors.workers import LocalWorkers, WorkerLost, Workers, make_prior, make_student, told_start
+from gasim_ray.actors.workers import LocalWorkers, WorkerLost, Workers, described_start, make_prior, make_student
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.distill import check_objective, with_source
@@ -73,14 +73,13 @@ def distill(
         state = folder.resume(config) if resume else None
         workers = start_workers(teacher, config if state is None else continuing(config))
         try:
+            display.run = config.run_folder().name
             if state is None:
                 begin(folder, config, overwrite, mirror)
                 held.enter_context(alone_in(folder.path))
+                display.note(described_start(student, teacher, config))
             else:
                 folder.write_config(config)  # what may change, the budget say, has changed
-            display.run = config.run_folder().name
-            if state is None:
-                display.note(told_start(student, teacher, config))
             recorder = _Recorder(workers, config, folder, display, student, mirror)
             with interruptible() as caught, closing(recorder.metrics):
                 progress, learner = _drive(recorder, state, watch, lambda: caught() or stop())

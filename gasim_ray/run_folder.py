@@ -15,7 +15,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -53,6 +53,13 @@ WRITTEN = re.compile(
     r"config\.yaml|(summary|trial)\.json|metrics\.csv|events\.out\..*|(samples|worst)\.png|checkpoint|snapshots|student"
     r"|controls|.*\.partial"
 )
+
+
+def check_only_run(place: object, names: Iterable[str]) -> None:
+    """Raise UserError if something lies in a run's place that no run writes."""
+    other = sorted(name for name in names if not WRITTEN.fullmatch(name))
+    if other:
+        raise UserError(f"out: {place} holds {other[0]}, which is no part of a run; --overwrite leaves it alone")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -189,11 +196,8 @@ class RunFolder:
 
         Raises UserError if there is one and `overwrite` is off, and in any case if what is there is no run.
         """
-        other = sorted(path.name for path in self.path.glob("*") if not WRITTEN.fullmatch(path.name))
-        if overwrite and other and (self.path / "config.yaml").exists():
-            raise UserError(
-                f"out: {self.path} holds {other[0]}, which is no part of a run; --overwrite leaves it alone"
-            )
+        if overwrite and (self.path / "config.yaml").exists():
+            check_only_run(self.path, (path.name for path in self.path.iterdir()))
         clear_folder(self.path, "config.yaml", "a run", overwrite)
         self.write_config(config)
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pyarrow import ArrowException, fs
 
 from gasim_ray.errors import UserError
+from gasim_ray.run_folder import check_only_run
 
 #: What a run is told by.
 MARKER = "config.yaml"
@@ -91,6 +92,7 @@ class Mirror:
                 raise UserError(f"out: {self.address} exists; go on with --resume, or replace it with --overwrite")
             if all(info.base_name != MARKER for info in there):
                 raise UserError(f"out: {self.address} holds something else than a run, which --overwrite leaves alone")
+            check_only_run(self.address, (info.base_name for info in there))
             self.files.delete_dir_contents(self.root)
         except FAILURES as error:
             raise UserError(f"out: {self.address} cannot be read ({first_line(error)})") from error

@@ -194,14 +194,12 @@ def test_a_student_of_scenes_is_distilled_without_a_simulator_and_measured_in_it
     _, complaint = process.communicate()
     assert process.returncode == 0, complaint
     assert (tmp_path / "run" / "samples.png").exists()
-    monkeypatch.setattr("gasim_ray.evaluation.episodes.STILL_STEPS", 200)
-    monkeypatch.setattr("gasim_ray.evaluation.episodes.STILL_PICTURES", 201)
     task = EnvironmentTask(PONG, 2, local=True)
     measured = evaluate_run(tmp_path / "run", task, distil=None)
     assert (tmp_path / "run" / "worst.png").exists()
     rows = {row.name: row for row in measured.rows}
     assert rows["student"].parameters < rows["teacher"].parameters
-    assert rows["teacher"].score.interval.mean < 0
+    assert rows["teacher"].score.interval.mean <= -15
     assert rows["teacher"].score.sticky is not None
     assert (rows["teacher"].normalised, rows["random_actions"].sticky_normalised) in {(1.0, 0.0), (None, None)}
     assert rows["random_actions"].agreement == pytest.approx(1 / 6)

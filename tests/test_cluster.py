@@ -183,6 +183,8 @@ def test_generators_begin_where_a_node_joins(on_premises: OnPremises) -> None:
     wait_for(lambda: on_premises.nodes() == 2, pause=3.0)
     run = head.home / "elastic"
     script = (on_premises.file, CLUSTER / "gasim.py", "--")
+    # The exit status is the run's.
+    assert "4 is free" in on_premises.ray("submit", *script, *DISTILL, "--generator.actors", 5, "--out", run, code=1)
     budget = ("--elastic", "--generator.actors", 5, "--budget.seconds", 200, "--out", run)
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(on_premises.ray, "submit", *script, *DISTILL, *budget, code=1)
@@ -206,17 +208,17 @@ def last_row(run: Path) -> dict[str, float]:
 def test_a_host_that_is_lost_takes_its_generators_alone(on_premises: OnPremises) -> None:
     run = on_premises.made[0].home / "lossy"
     where = ("--student.node_label", "gasim=head", "--out", run)
-    budget = ("--budget.seconds", 200, "--checkpoint_seconds", 1)
+    budget = ("--budget.seconds", 30, "--checkpoint_seconds", 1)
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(
-            on_premises.ray, "submit", on_premises.file, CLUSTER / "gasim.py", "--", *DISTILL, *budget, *where, code=1
+            on_premises.ray, "submit", on_premises.file, CLUSTER / "gasim.py", "--", *DISTILL, *budget, *where
         )
         wait_for((run / "checkpoint" / "state.pt").exists)
         on_premises.made[2].lose()
-        wait_for(lambda: last_row(run)["restarts"] >= 1 and last_row(run)["actors_alive"] == 3)
-        on_premises.on(on_premises.made[0], f"pkill -INT -f gasim.py.*{run}")
-        # The exit status is the run's.
-        assert "go on with" in ending.result()
+        ending.result()
+    assert last_row(run)["restarts"] >= 1
+    assert last_row(run)["actors_alive"] == 3
+    assert (run / "student" / "model.safetensors").exists()
 
 
 def test_a_host_is_cut_off_and_back_and_nothing_is_left() -> None:

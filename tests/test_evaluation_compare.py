@@ -303,7 +303,7 @@ def test_a_control_is_not_distilled_on_another_device_than_the_run(tmp_path, mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     save_model(tiny.model(tiny.VECTOR), tmp_path / "teacher")
     config = build_config(tiny.tree(tmp_path / "teacher", device="cuda"))
-    with pytest.raises(UserError, match=r"^device: cuda is not there .*leave its controls out with --no-controls"):
+    with pytest.raises(UserError, match=r"^device: the run learned on cuda, which is not here, .*with --no-controls"):
         distil_control(config, load_model(tmp_path / "teacher").frozen(), None)
 
 

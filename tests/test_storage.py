@@ -124,6 +124,9 @@ def test_what_overwrite_replaces_is_a_run(address: str) -> None:
         file.write(b"seed: 0")
     with pytest.raises(UserError, match="go on with --resume"):
         Mirror(address).claim(overwrite=False)
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which is no part of a run"):
+        Mirror(address).claim(overwrite=True)
+    files.delete_file(f"{root}/thesis.tex")
     Mirror(address).claim(overwrite=True)
     assert files.get_file_info(fs.FileSelector(root, allow_not_found=True)) == []
 

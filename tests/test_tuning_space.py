@@ -9,6 +9,7 @@ import tiny
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from small_sweep import sweep_tree
 
 from gasim_ray import cli
 from gasim_ray.config import build_config
@@ -34,20 +35,6 @@ SPACE = {
     "generator.learning_rate": {"loguniform": [0.003, 1.0]},
     "pool.hard": {"uniform": [0.0, 0.75]},
 }
-
-
-def sweep_tree(teacher: object, **changed: Any) -> dict[str, Any]:
-    """A sweep of four trials that are over in a moment."""
-    base = tiny.tree(teacher, generator={"actors": 1, "cpus": 0.25}, budget={"student_steps": 24})
-    return {
-        "base": {**base, "student": {**base["student"], "cpus": 0.25}},
-        "space": {"generator.steps": {"integer": [0, 2]}, "pool.hard": {"choice": [0.0, 0.5]}},
-        "searcher": "random",
-        "trials": 4,
-        "reports": 2,
-        "validation": {"observations": 32, "student_steps": 4},
-        **changed,
-    }
 
 
 bounds = st.tuples(st.integers(1, 10_000), st.integers(1, 10_000)).map(sorted)

@@ -3,10 +3,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +14,8 @@ import pytest
 import tiny
 import torch
 import yaml
-from conftest import REPOSITORY, Gasim, marking, processes_of
-from test_tuning_space import sweep_tree
+from conftest import REPOSITORY, Gasim, marking
+from small_sweep import Write, run_tune, sweep_tree
 
 from gasim_ray import cli
 from gasim_ray.core.model import load_model
@@ -30,15 +28,6 @@ from gasim_ray.tuning.run import check_shared, hosts_without
 from gasim_ray.tuning.space import parse_space, random_settings
 from gasim_ray.tuning.sweep import Sweep, ValidationSettings
 from gasim_ray.tuning.validation import Validation, balanced, combined, make_validation
-
-Write = Callable[..., Path]
-
-
-def run_tune(gasim: Gasim, address: str, *arguments: object) -> str:
-    process = gasim("tune", *arguments, RAY_ADDRESS=address)
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return out + error
 
 
 def test_a_sweep_leaves_results_and_a_configuration_to_distil(
@@ -66,95 +55,6 @@ def test_a_sweep_leaves_results_and_a_configuration_to_distil(
     assert len(students) == 2
     assert load_model(students[0]).config.actions == 3
     assert not list((tmp_path / "swept").rglob("state.pt"))
-
-
-def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
-    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
-) -> None:
-    """By Ctrl-C after its first trial, and when it had gone on by a kill after its second."""
-    out = tmp_path / "swept"
-    tree = sweep_tree(vector_teacher, trials=3, concurrent=1)
-    tree["base"] |= {"local": True, "budget": {"seconds": 3.0}}
-
-    def ended() -> list[Path]:
-        """Trials whose last line tells of a spent budget, in the order of their numbers."""
-        lines = {path: path.read_text().splitlines() for path in sorted(out.glob("trial_*/result.json"))}
-        return [path for path, rows in lines.items() if rows and json.loads(rows[-1])["spent"] == 1]
-
-    def saved() -> int:
-        """Ended trials that Tune knows of; what a killed program had not yet saved is run again."""
-        states = sorted(out.glob("experiment_state-*.json"), key=lambda path: path.stat().st_mtime)
-        return states[-1].read_text().count("TERMINATED") if states else 0
-
-    def tune_until(trials: int, how: signal.Signals, *arguments: object) -> str:
-        process = gasim("tune", *arguments, RAY_ADDRESS=cluster_address)
-        deadline = time.monotonic() + 120
-        while min(len(ended()), saved()) < trials and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.2)
-        process.send_signal(how)
-        _, error = process.communicate(timeout=60)
-        assert process.returncode == (130 if how == signal.SIGINT else -how), error
-        return error
-
-    said = tune_until(1, signal.SIGINT, config_file(tree), "--out", out)
-    assert f"go on with: gasim tune --resume {out}" in said
-    before = {path: path.read_bytes() for path in ended()[:1]}
-    tune_until(2, signal.SIGKILL, "--resume", out)
-    before |= {path: path.read_bytes() for path in ended()[:2]}
-    run_tune(gasim, cluster_address, "--resume", out)
-    rows = pd.read_csv(out / "results.csv")
-    assert list(rows["state"]) == ["finished"] * 3
-    assert {path: path.read_bytes() for path in before} == before
-
-
-def reports_of(sweep: Path) -> list[dict[str, float]]:
-    """Every report of a sweep of one trial."""
-    return [json.loads(line) for path in sweep.glob("trial_*/result.json") for line in path.read_text().splitlines()]
-
-
-def test_a_trial_whose_learner_dies_goes_on_from_its_last_report(
-    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
-) -> None:
-    tree = sweep_tree(vector_teacher, trials=1, reports=4)
-    tree["base"]["budget"] = {"student_steps": 6000}
-    process = gasim("tune", config_file(tree), "--out", "swept", RAY_ADDRESS=cluster_address)
-    deadline = time.monotonic() + 120
-    while not reports_of(tmp_path / "swept") and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    (learner,) = processes_of("LearnerActor")
-    os.kill(learner, signal.SIGKILL)
-    _, error = process.communicate(timeout=200)
-    assert process.returncode == 0, error
-    spent = [report["spent"] for report in reports_of(tmp_path / "swept")]
-    assert spent == sorted(spent)
-    assert spent[-1] == 1
-    assert len(spent) == 4  # nothing was run twice
-    assert list((tmp_path / "swept").glob("trial_*/error.txt"))
-
-
-def test_a_trial_that_diverges_or_finds_no_memory_is_retried_and_marked_failed(
-    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
-) -> None:
-    space = {
-        "pool.capacity": {"grid": [2_000, 10**13]},
-        "student.learning_rate": {"grid": [1e-3, 1e30], "when": {"pool.capacity": 2_000}},
-    }
-    tree = sweep_tree(vector_teacher, searcher="grid", scheduler="asha", space=space, retries=1)
-    tree["base"]["student"]["learning_rate"] = 1e-3
-    run_tune(gasim, cluster_address, config_file(tree), "--out", "swept")
-    rows = pd.read_csv(tmp_path / "swept" / "results.csv").set_index(["student.learning_rate", "pool.capacity"])
-    assert rows["state"].to_dict() == {
-        (1e-3, 2_000): "finished",
-        (1e-3, 10**13): "failed",
-        (1e30, 2_000): "failed",
-    }
-    assert "NaN" in rows.loc[(1e30, 2_000), "reason"]
-    assert "can't allocate memory" in rows.loc[(1e-3, 10**13), "reason"]
-    told = [path.read_text() for path in (tmp_path / "swept").glob("trial_*/error.txt")]
-    assert ["Failure # 2" in text for text in told] == [True] * 2
-    assert yaml.safe_load((tmp_path / "swept" / "best.yaml").read_text())["student"]["learning_rate"] == 1e-3
 
 
 def test_a_population_copies_learners(

@@ -144,7 +144,7 @@ def start_from_teacher(student: Model, teacher: Model, prior: Prior | None, conf
         slim(teacher.cpu(), student, seen)
 
 
-def told_start(student: Model, teacher: Model, config: DistillConfig) -> str:
+def described_start(student: Model, teacher: Model, config: DistillConfig) -> str:
     """How large a student is and where it starts, in words; so that an `auto` that fits nothing is seen."""
     share = 100 * student.parameter_count / teacher.parameter_count
     size = f"student: {student.parameter_count:,} parameters, {share:.1f} % of the teacher's"

@@ -50,7 +50,8 @@ class Nature(Leaves):
     def texture(self, count: int, generator: torch.Generator) -> Tensor:
         """Fields of all scales, of each picture's own slope of the spectrum, mostly the same in all channels.
 
-        It is that of the first channel, in which it so is a third stronger."""
+        It is that of the first channel, in which it so is a third stronger.
+        """
         slope = self.uniform(count, 0.3, 1.2, generator)
         total: Tensor | float = 0.0
         weights: Tensor | float = 0.0

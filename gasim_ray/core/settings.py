@@ -223,7 +223,7 @@ class GeneratorSettings:
             raise UserError(f"generator.families: {few}; give as many generator.actors, or leave it out")
         wanted = MADE_OF.get(self.kind)
         moved = ("keep_start", "adam", "blur") if self.kind != "direct" else ()
-        drawn = ("candidates", "alignment", "contrast") if wanted or not self.prior else ()
+        drawn = ("candidates", "contrast") if wanted or not self.prior else ()
         for name in (*moved, *drawn, *(("families",) if wanted else ())):
             if getattr(self, name):
                 raise UserError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import log_policy
+from gasim_ray.core.prune import layers_of, window
 from gasim_ray.models.cnn import CentredConvolution
 
 #: Observations whose answers are looked at together.
@@ -38,16 +39,16 @@ def is_centred(model: Model) -> bool:
     return any(isinstance(module, CentredConvolution) for module in model.network.modules())
 
 
-def arithmetic(model: Model) -> list[object]:
+def layer_settings(model: Model) -> list[object]:
     """What the shapes of its weights do not tell of a network: activations, and how convolutions move over pictures."""
-    layers = [m for m in model.network.modules() if not list(m.children())]
-    moves = {(m.stride, m.padding) for m in layers if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
-    return [{type(m) for m in layers if not list(m.parameters())}, moves, getattr(model.network, "padding", None)]
+    bare = {type(m) for m in model.network.modules() if not list(m.children()) and not list(m.parameters())}
+    moves = {window(m) for m in layers_of(model) if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1}
+    return [bare, moves, getattr(model.network, "padding", None)]
 
 
 def svd_obstacle(teacher: Model, student: Model) -> str | None:
     """Why the student is not the teacher with low-rank layers, in words; None if it is."""
-    if arithmetic(student) != arithmetic(teacher):
+    if layer_settings(student) != layer_settings(teacher):
         return "activations, strides or padding of the student are not the teacher's"
     wanted = {name: list(tensor.shape) for name, tensor in student.network.state_dict().items()}
     low = low_rank_layers(student)

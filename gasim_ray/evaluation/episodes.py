@@ -23,6 +23,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
+from gasim_ray.actors.ray_workers import RELEASE_SECONDS
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import is_atari
@@ -35,8 +36,6 @@ STILL_STEPS, STILL_PICTURES = 900, 90
 #: Or if so many steps, five minutes, gave nothing: in Seaquest a submarine that stays at the surface is safe for ever.
 FRUITLESS_STEPS = 4_500
 
-#: Seconds within which Ray has taken the CPUs of ended processes back.
-RELEASE_SECONDS = 5.0
 #: (N, *spec.shape) in the spec's dtype.
 Observations = npt.NDArray[Any]
 

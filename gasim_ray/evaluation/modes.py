@@ -20,7 +20,7 @@ from gasim_ray.evaluation.tasks import DatasetTask, Task
 from gasim_ray.run_folder import RunFolder
 from gasim_ray.tasks import judge_folder
 
-#: At most this many images of a pool are judged, evenly spaced from the oldest to the newest.
+#: At most this many images of a pool are judged.
 JUDGED = 20_000
 
 #: A mode counts as held if its share is at least this part of an even one.

@@ -130,8 +130,11 @@ def distil_control(
     )
     try:
         check_device_is_there(config.device)
-    except UserError as error:  # on another device as many seconds are another budget
-        raise UserError(f"{error}, as the run did; or leave its controls out with --no-controls") from error
+    except UserError as error:
+        raise UserError(
+            f"device: the run learned on {config.device}, which is not here, and elsewhere its budget would be another "
+            "one; evaluate it there, or leave its controls out with --no-controls"
+        ) from error
     plain = replace(
         config,
         local=True,
