@@ -218,6 +218,10 @@ def test_a_checkpoint_does_without_a_generator_that_was_lost(
     workers = RayWorkers(load_teacher(settings.teacher), settings)
     try:
         ray.kill(workers.generators[0])
+        # A kill returns before its actor is dead, which answers until then.
+        with pytest.raises(ray.exceptions.RayActorError):
+            for _ in range(10_000):
+                ray.get(workers.generators[0].state_dict.remote())
         states = workers.generator_states()
         assert [state is None for state in states] == [True, False]
         workers.replace(0)
