@@ -211,6 +211,12 @@ def test_a_mistake_in_an_actor_arrives_as_it_was_raised(vector_teacher: Path, on
         drive(config)
 
 
+def ask_until_dead(generator: Any) -> None:
+    """Raises RayActorError at the first question that is not answered: `ray.kill` returns before its actor is dead."""
+    for _ in range(10_000):
+        ray.get(generator.state_dict.remote())
+
+
 def test_a_checkpoint_does_without_a_generator_that_was_lost(
     config: Callable[..., DistillConfig], on_cluster: None
 ) -> None:
@@ -218,10 +224,8 @@ def test_a_checkpoint_does_without_a_generator_that_was_lost(
     workers = RayWorkers(load_teacher(settings.teacher), settings)
     try:
         ray.kill(workers.generators[0])
-        # A kill returns before its actor is dead, which answers until then.
         with pytest.raises(ray.exceptions.RayActorError):
-            for _ in range(10_000):
-                ray.get(workers.generators[0].state_dict.remote())
+            ask_until_dead(workers.generators[0])
         states = workers.generator_states()
         assert [state is None for state in states] == [True, False]
         workers.replace(0)

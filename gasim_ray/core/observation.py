@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -155,7 +156,7 @@ class ObservationSpec:
         low, high = torch.where(low_stated, low, below), torch.where(high_stated, high, above)
         return (low.reshape(-1, 1, 1), high.reshape(-1, 1, 1)) if self.is_image else (low, high)
 
-    @property
+    @cached_property
     def picture_range(self) -> tuple[float, float]:
         """Lowest and highest value of a picture's pixels."""
         low, high = (float(bound.mean()) for bound in self.bounds())

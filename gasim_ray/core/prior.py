@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from math import prod
 from typing import Literal
 
 import torch
@@ -27,6 +28,13 @@ STANDARDISING_SAMPLES = 8192
 def uniform(rng: torch.Generator, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform numbers (*shape,) float32 on the generator's device."""
     return low + (high - low) * torch.rand(shape, generator=rng, device=rng.device)
+
+
+def random_bytes(rng: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+    """Uniform bytes (*shape,) uint8 on the generator's device, eight for each number that is drawn."""
+    count = prod(shape)
+    words = torch.empty(-(-count // 8), dtype=torch.int64, device=rng.device)
+    return words.random_(-(2**63), None, generator=rng).view(torch.uint8)[:count].reshape(shape)
 
 
 class Prior(ABC):

@@ -17,7 +17,7 @@ from torch import Tensor
 from gasim_ray.core.model import Model
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import policy_logits
-from gasim_ray.core.prior import Knowledge, Prior, uniform
+from gasim_ray.core.prior import Knowledge, Prior, random_bytes, uniform
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
@@ -228,8 +228,11 @@ class Scenes(Prior):
         low, high = self.spec.picture_range
         if self.settings.noise:
             noisy = (uniform(generator, (len(stacks),)) < self.settings.noise).nonzero()[:, 0]
-            strength = (high - low) * uniform(generator, (len(noisy), 1, 1, 1, 1), 0.0, 0.25)
-            stacks[noisy] += strength * (uniform(generator, (len(noisy), *stacks.shape[1:])) - 0.5)
+            # Of less than a step from byte to byte nothing would be seen.
+            strength = (high - low) * uniform(generator, (len(noisy), 1, 1, 1, 1), 1 / 255, 0.25)
+            # A uniform number for each pixel takes several times as long as a byte.
+            pixels = random_bytes(generator, (len(noisy), *stacks.shape[1:]))
+            stacks.index_add_(0, noisy, strength * (pixels / 255 - 0.5))
         return stacks.clamp_(low, high)
 
     def things(self, count: int, generator: torch.Generator) -> Things:
