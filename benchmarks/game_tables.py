@@ -27,6 +27,9 @@ def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str
         lines = [results[cell.name] for cell in own if cell.name in results]
         if lines:
             rows += reference_rows(task, lines[0])
+        blind = [line["constant_kl"] for line in lines if "constant_kl" in line]
+        if blind:
+            rows.append(row(task, "teacher's mean policy, whatever is seen", *[""] * 6, f"{blind[-1]:.3g}"))
         missing = []
         for method in dict.fromkeys(cell.method for cell in own):
             recorded = [line for line in lines if line["method"] == method]

@@ -27,7 +27,7 @@ from benchmarks.speed import measure_speed
 from gasim_ray.actors.loop import Loop, Progress
 from gasim_ray.core.model import Model, ModelConfig, load_model
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation.agreement import answers, kl_nats, same_action
+from gasim_ray.evaluation.agreement import answers, constant_kl, kl_nats, same_action
 from gasim_ray.evaluation.compare import chance
 from gasim_ray.evaluation.controls import untrained
 from gasim_ray.evaluation.episodes import Observations
@@ -108,7 +108,7 @@ def record(cell: Cell, sitting: Sitting = ENDLESS) -> dict[str, Any]:
         **({"sittings": sittings} if sittings > 1 else {}),
         "definition": cell.definition,
         "command": f"python -m benchmarks.run {cell.suite} "
-        f"--only task={cell.task},method={cell.method},seed={cell.seed}",
+        f"--only task={cell.task},method={cell.method},seed={cell.seed}" + " --size gpu" * (cell.size == "gpu"),
     }
     sittings_file(cell).unlink()
     shutil.rmtree(RunFolder(cell.folder).checkpoint.parent, ignore_errors=True)
@@ -274,9 +274,14 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
     scores = {"teacher": own, "student": found, "untrained": fresh}
     if task.metric == "return":
         scores["random"] = random_score(cell.config.teacher, cell.episodes)
-    sticky = {name: each.sticky.mean for name, each in scores.items() if each.sticky is not None}
+    stuck = {name: each.sticky for name, each in scores.items() if each.sticky is not None}
+    games = {
+        "sticky": {name: interval.mean for name, interval in stuck.items()},
+        "sticky_intervals": {name: [interval.low, interval.high] for name, interval in stuck.items()},
+        "constant_kl": constant_kl(expected, teacher.config.output_scale),
+    }
     return {
-        **({"sticky": sticky} if sticky else {}),
+        **(games if stuck else {}),
         "metric": task.metric,
         "teacher_score": own.interval.mean,
         "student_score": found.interval.mean,

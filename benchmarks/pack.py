@@ -1,7 +1,8 @@
 """Packs what a sitting on a lent machine made: python -m benchmarks.pack SUITE OUT [--only task=cifar10].
 
 Recorded lines, teachers and students in half precision, as parts of one archive that are small enough to be carried,
-and the checkpoints of teachers that are not finished as they are; what no longer fits in is named. At home the same
+and the checkpoints of teachers that are not finished as they are; what no longer fits in is named: one teacher of
+ResNet-34's size does, with --without-teachers the students beside it, its checkpoint does not. At home the same
 command with --back adds the lines and the models that are not there yet, and replaces nothing but those checkpoints.
 """
 
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("suite", choices=suite_names())
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="task=...,method=...,seed=... that a cell must have")
+    parser.add_argument("--without-teachers", action="store_true", help="leave out those that are finished")
     parser.add_argument("--back", action="store_true", help="unpack what lies in OUT into this repository")
     given = parser.parse_args()
     archive = given.out / f"{given.suite}.tar"
@@ -40,7 +42,7 @@ def main() -> int:
             print(f"{archive}: {unpack(given.suite, archive)} new files and lines")
         else:
             cells = [cell for cell in load_suite(given.suite) if matches(cell, given.only)]
-            count, left = pack(results_path(given.suite), cells, archive)
+            count, left = pack(results_path(given.suite), cells, archive, not given.without_teachers)
             print(f"{archive}: {count} parts")
             if left:
                 print(f"left out, since {PARTS} parts hold no more: {', '.join(map(str, left))}", file=sys.stderr)
@@ -51,14 +53,14 @@ def main() -> int:
     return 0
 
 
-def pack(results: Path, cells: list[Cell], archive: Path) -> tuple[int, list[Path]]:
+def pack(results: Path, cells: list[Cell], archive: Path, teachers: bool = True) -> tuple[int, list[Path]]:
     """Write archive.00, archive.01, ...; returns how many, and the folders that no longer fitted in.
 
     Raises UserError, writing nothing, if not even the recorded lines do.
     """
     buffer, left = io.BytesIO(), []
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for folder, files in packed_together(results, cells):
+        for folder, files in packed_together(results, cells, teachers):
             contents = [packed(path) for path in files]
             # An entry is padded to 512 bytes behind a head of as many; the archive to 10,240.
             if buffer.tell() + sum(len(content) + 1024 for content in contents) + 10_240 > PART * PARTS:
@@ -105,17 +107,18 @@ def unpack(suite: str, archive: Path) -> int:
     return added
 
 
-def packed_together(results: Path, cells: list[Cell]) -> Iterator[tuple[Path, list[Path]]]:
+def packed_together(results: Path, cells: list[Cell], teachers: bool = True) -> Iterator[tuple[Path, list[Path]]]:
     """Files that are of use only together and the folder that they are of, what matters most first.
 
-    The recorded lines; unfinished teachers; configuration and weights of each teacher and student that is there.
+    The recorded lines; unfinished teachers; configuration and weights of each teacher, if `teachers` are wanted, and of
+    each student that is there.
     """
     if results.exists():
         yield results.parent, [results]
     for folder in dict.fromkeys(cell.unfinished_teacher for cell in cells):
         unfinished = sorted(path for path in folder.rglob("*") if path.is_file())
         yield from [(folder, unfinished)] if unfinished else []
-    folders = [*(cell.teacher for cell in cells), *(cell.folder / "student" for cell in cells)]
+    folders = [*(cell.teacher for cell in cells if teachers), *(cell.folder / "student" for cell in cells)]
     for folder in dict.fromkeys(folders):
         files = [folder / "config.json", folder / "model.safetensors"]
         whole = all(file.exists() for file in files) and not (folder / "checkpoint").exists()

@@ -71,8 +71,11 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float, again:
             line = record(cell, sitting)
         except Unfinished:
             break
-        except Exception:  # whatever it is, the other cells are not to wait for its mend
-            traceback.print_exc()
+        except Exception as error:  # whatever it is, the other cells are not to wait for its mend
+            if isinstance(error, UserError):
+                print(f"{cell.name}: {error}", file=sys.stderr)
+            else:
+                traceback.print_exc()
             failed.append(pending.pop(0).name)
             continue
         append_result(suite, line)

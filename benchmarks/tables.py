@@ -71,7 +71,14 @@ def table(suite: str) -> str:
         return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"
     cells, results = load_suite(suite), current_results(suite)
     rows = ROWS[suite if suite in ROWS else cells[0].kind](cells, results)
-    return "\n".join(rows) + "\n\n" + provenance(f"python -m benchmarks.run {suite}", list(results.values())) + "\n"
+    return (
+        "\n".join(rows)
+        + "\n\n"
+        + provenance(
+            f"python -m benchmarks.run {suite}" + " --size gpu" * (cells[0].size == "gpu"), list(results.values())
+        )
+        + "\n"
+    )
 
 
 def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:

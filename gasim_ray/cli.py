@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gasim_ray.errors import UserError, exit_code
 
 DISTILL_USAGE = """usage: gasim distill [CONFIG.yaml] [--resume] [--overwrite] [--dotted.key value ...]
 
-Distils a teacher into a student; CONFIG.yaml may be the config.yaml of an earlier run. Ctrl-C leaves a checkpoint.
+Distils a teacher into a student; CONFIG.yaml may be an earlier run's folder. Ctrl-C leaves a checkpoint.
 
   --task NAME     the teacher and the student of a named task: {tasks}
   --groups A/B    with --task: the task whose teacher tells these groups of classes apart, such as 0,1/2,3,4
@@ -73,13 +74,26 @@ def distill_command(arguments: list[str]) -> None:
         return
     flags = {flag: flag in arguments for flag in ("--resume", "--overwrite")}
     settings = [a for a in arguments if a not in flags]
-    file = settings.pop(0) if settings and not settings[0].startswith("-") else None
+    file = leading_file(settings)
+    if file and Path(file).is_dir():  # a run's
+        file = str(Path(file) / "config.yaml")
     named, given = split_task(settings)
     if named and file and "teacher" in read_yaml(file):
         raise UserError(f"task: {named[0]}, but {file} names a teacher; leave out one of the two")
     config = parse_config(with_switches(given), file, distillation_of(*named) if named else None)
     path = run_distillation(config, **{flag.strip("-"): on for flag, on in flags.items()})
     print(f"run: {config.out if is_address(config.out) else path}")
+
+
+def leading_file(arguments: list[str]) -> str | None:
+    """Take a configuration's file off the front; raises UserError for one that stands behind an option."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments.pop(0)
+    for before, argument in pairwise(arguments):
+        # Behind an option's name it is its value.
+        if argument.endswith((".yaml", ".yml")) and ("=" in before or not before.startswith("-")):
+            raise UserError(f"arguments: {argument} stands behind an option; give it first")
+    return None
 
 
 def with_switches(arguments: list[str]) -> list[str]:
@@ -148,8 +162,9 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     tasks = [task_of_run(run, *measured) for run in runs]
     if given.video:
         check_video(given.video, runs, tasks)
+        make_room(given.video.parent, "video")
     if given.json:
-        make_room(given.json.parent)
+        make_room(given.json.parent, "json")
     connect()
     named = names_of(places, runs)
     evaluations = [
@@ -167,12 +182,12 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
         save_video(given.video, dict(named), tasks[0])
 
 
-def make_room(folder: Path) -> None:
-    """Make the folder that figures are to be written to; raises UserError if it cannot be."""
+def make_room(folder: Path, option: str) -> None:
+    """Make the folder that an option's file is to be written to; raises UserError if it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"json: {folder} cannot be made ({error.strerror}); give another file") from error
+        raise UserError(f"{option}: {folder} cannot be made ({error.strerror}); give another file") from error
 
 
 def teacher_command(arguments: list[str]) -> None:
@@ -198,7 +213,7 @@ def tune_command(arguments: list[str]) -> None:
         print(f"usage: {TUNE_USAGE}")
         print(make_parser().format_help().partition("\n\n")[2])
         return
-    file = arguments.pop(0) if arguments and not arguments[0].startswith("-") else None
+    file = leading_file(arguments)
     given, rest = parser.parse_known_args(arguments)
     if given.resume is not None:
         if file or rest or given.out or given.overwrite:

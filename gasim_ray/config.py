@@ -175,8 +175,24 @@ def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> Distill
     if arguments or not isinstance(method, str) or not isinstance(teacher, str):
         first = parse(plain_parser(), tree, arguments)
         method, teacher = first.method, first.teacher
-    parser = method_parser(method, teacher_facts(teacher))
+    facts = teacher_facts(teacher)
+    check_method(tree, method, facts)
+    parser = method_parser(method, facts)
     return instantiate(parser, parse(parser, tree, arguments))
+
+
+def check_method(tree: Mapping[str, Any], method: str, facts: methods.TeacherFacts) -> None:
+    """Raise UserError if a tree that names one method holds its settings, and another is to take its place."""
+    named = tree.get("method", method)
+    if named == method:
+        return
+    for section, values in methods.preset(str(named), facts).items():
+        for key in values:
+            if key in (tree.get(section) or {}):
+                raise UserError(
+                    f"method: {method!r} over a configuration of {named!r} whose {section}.{key} would stay; take that "
+                    "and the others of its preset out of it, or start from --teacher"
+                )
 
 
 @cache

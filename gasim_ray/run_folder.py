@@ -225,7 +225,10 @@ class RunFolder:
             # A setting that an older version did not have is as it was then: at its default.
             was = before.get(key, default.get(key, value))
             if not free and was != value:
-                raise UserError(f"{key}: {value} differs from {was} of the run in {self.path}; use another --out")
+                raise UserError(
+                    f"{key}: {value} differs from {was} of the run in {self.path}; "
+                    f"`gasim distill {self.path} --resume` goes on as it was, another --out begins anew"
+                )
         self.forget_after(state["progress"]["seconds"])
         return state
 

@@ -88,7 +88,9 @@ def cluster_address() -> Iterator[str]:
         [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().strip()
+        address = process.stdout.readline().strip()
+        assert address, "Ray did not start"
+        yield address
         # Leaving the block closes its standard input, which ends it.
 
 
@@ -115,6 +117,15 @@ def processes_of(actor: str) -> list[int]:
     return found
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0, pause: float = 0.5) -> None:
+    """Until it holds, asked after each pause; raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(pause)
+
+
 @pytest.fixture
 def on_cluster(cluster_address: str) -> Iterator[None]:
     """This process is connected to the cluster, and what the test before it started there is gone."""
@@ -122,9 +133,7 @@ def on_cluster(cluster_address: str) -> Iterator[None]:
 
     ray.shutdown()  # training a policy leaves the Ray that it has started
     ray.init(cluster_address, log_to_driver=False)
-    deadline = time.monotonic() + 60
-    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"] and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: ray.available_resources().get("CPU", 0) >= ray.cluster_resources()["CPU"], 60.0, 0.1)
     yield
     ray.shutdown()
 

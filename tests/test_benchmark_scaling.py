@@ -23,7 +23,7 @@ def test_null_actors_import_neither_pytorch_nor_ray() -> None:
 
 
 def test_both_sides_drive_null_actors(monkeypatch: pytest.MonkeyPatch, vector_teacher: Path, on_cluster: None) -> None:
-    monkeypatch.setattr("benchmarks.loop_cost.SECONDS", 0.5)
+    monkeypatch.setattr("benchmarks.loop_cost.SECONDS", 1.5)
     config = build_config({"teacher": str(vector_teacher)})
     workers = NullWorkers(config, 3)
     try:

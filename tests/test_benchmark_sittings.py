@@ -109,6 +109,7 @@ def test_what_more_parts_than_allowed_would_take_is_left_out_and_named(
     assert "out: no out/small.tar.00 there; pack it first" in capsys.readouterr().err
     assert started(monkeypatch, pack, "small", "out") == 1
     assert "left out, since 4 parts hold no more: teachers/own" in capsys.readouterr().err
+    assert started(monkeypatch, pack, "small", "out", "--without-teachers") == 0
     cells.results_path("small").unlink()
     assert started(monkeypatch, pack, "small", "out", "--back") == 0
     assert read_results("small") == [{"recorded": "here"}]
@@ -174,7 +175,7 @@ def test_a_cell_that_takes_longer_than_the_budget_goes_on_in_the_next_sitting(
     if method == LABELS:
         student = {"architecture": {"name": "lenet5"}}
         suite["tasks"] = {"mnist-sample": {"teacher": "teachers/mnist-sample", "student": student}}
-        train_classifier(ClassifierTraining("mnist-sample", epochs=10), Path("teachers/mnist-sample"), lambda _: None)
+        train_classifier(ClassifierTraining("mnist-sample", epochs=20), Path("teachers/mnist-sample"), lambda _: None)
     declare({**suite, "methods": {method: [0]}, "config": {**suite["config"], "budget": {"seconds": 4.0}}})
     (cell,) = load_suite("small")
     spent, minutes = list[float](), "0.02" if method == LABELS else "0.03"

@@ -89,7 +89,7 @@ def test_a_task_may_have_methods_of_its_own_and_a_variant_other_settings(suite: 
 
 
 def test_a_cell_that_keeps_snapshots_records_what_was_learnt_when(suite: dict[str, Any]) -> None:
-    suite["config"] |= {"snapshot_seconds": 0.3, "budget": {"seconds": 1.0}}
+    suite["config"] |= {"snapshot_seconds": 0.3, "budget": {"seconds": 2.0}}
     declare({**suite, "methods": {"noise-growth": [0]}, "sizes": {"growth": {"played": 2}}})
     line = measure.record(load_suite("small")[0])
     points = line["growth"]
@@ -180,7 +180,7 @@ def test_a_ratio_of_speeds_is_measured_and_shown(
 ) -> None:
     monkeypatch.setattr(speed, "REPEATS", 1)
     config = tiny.tree(suite["tasks"]["cartpole"]["teacher"], method="noise")
-    config["budget"] = {"seconds": 0.6}
+    config["budget"] = {"seconds": 60, "observations": 640}
     del config["teacher"]
     suite.update(
         kind="speed", methods={"noise": [0]}, tasks={"ray-over-local": suite["tasks"]["cartpole"]}, config=config

@@ -89,6 +89,11 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_behind_options_is_told_to_come_first(refused: Refused, tmp_path: Path) -> None:
+    for command in (["distill", "--seed", "1"], ["tune", "--trials=8"]):
+        refused([*command, "mine.yaml"], "mine.yaml stands behind an option", "give it first")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_where_there_is_none_is_refused(distil: Callable[..., list[object]], refused: Refused) -> None:
     refused(distil("--device=cuda"), "device: cuda is not there", "use cpu")
@@ -183,7 +188,12 @@ def test_a_folder_that_exists_is_kept_unless_it_is_to_be_replaced(
     refused(distil("--resume", "--objective.entropy_wanted=1"), "objective.entropy_wanted", "differs from 0")
     settings.write_text(written)
     refused(distil("--overwrite", "--generator.steps=-1"), "generator.steps", "-1 is impossible")
+    refused(
+        ["distill", run, "--method=gas", "--out", tmp_path / "other"], "method: 'gas' over a configuration of 'gasim'"
+    )
+    refused(["distill", run], "out", "run exists")
     assert contents(run) == before
+    assert cli.main(["distill", str(run), "--resume"]) == 0
     assert cli.main([str(a) for a in distil("--overwrite", "--seed=1")]) == 0
     assert contents(run)["student/model.safetensors"] != before["student/model.safetensors"]
 

@@ -9,9 +9,8 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import hosts
 import pytest
 import yaml
+from conftest import wait_for
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from benchmarks.chaos.hosts import answers
@@ -141,18 +141,9 @@ def on_premises(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnPremises
         yield cluster
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0, pause: float = 0.5) -> None:
-    """Until it holds, asked after each pause; raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(pause)
-
-
 #: Acrobot's policy on generators for which one host is too small.
 DISTILL = (
-    "distill", "--teacher", "gasim_ray/benchmarks/teachers/acrobot-dqn",
+    "distill", "--teacher", "benchmarks/teachers/acrobot-dqn",
     "--generator.actors", "3", "--generator.cpus", "1",
 )  # fmt: skip
 
@@ -208,7 +199,7 @@ def last_row(run: Path) -> dict[str, float]:
 def test_a_host_that_is_lost_takes_its_generators_alone(on_premises: OnPremises) -> None:
     run = on_premises.made[0].home / "lossy"
     where = ("--student.node_label", "gasim=head", "--out", run)
-    budget = ("--budget.seconds", 30, "--checkpoint_seconds", 1)
+    budget = ("--budget.seconds", 60, "--checkpoint_seconds", 1)
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(
             on_premises.ray, "submit", on_premises.file, CLUSTER / "gasim.py", "--", *DISTILL, *budget, *where

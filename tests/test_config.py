@@ -160,6 +160,20 @@ def test_a_method_given_on_the_command_line_replaces_the_files(read: Callable[..
     assert config.generator.steps == 0
 
 
+def test_a_method_does_not_take_the_place_of_one_whose_settings_would_stay(
+    read: Callable[..., DistillConfig],
+) -> None:
+    with pytest.raises(UserError, match=r"^method: 'noise' over a configuration of 'gas' whose \S+ would stay"):
+        read(yaml.safe_load(read({"method": "gas"}).to_yaml()), "--method=noise")
+    assert read({"method": "gas", "budget": {"seconds": 5}}, "--method=noise").budget.seconds == 5
+
+
+def test_a_presets_pool_of_large_pictures_is_of_fewer() -> None:
+    facts = TeacherFacts(replace(tiny.GREY, shape=(3, 224, 224)), batch_norm=False)
+    assert preset("gasim", facts)["pool"]["capacity"] == 2**32 // (3 * 224 * 224)
+    assert preset("gasim", TeacherFacts(tiny.GREY, batch_norm=False))["pool"]["capacity"] == 200_000
+
+
 def test_the_preset_follows_what_the_teacher_reads(vector_teacher: Path, image_teacher: Path) -> None:
     vector, image = (build_config({"teacher": str(folder)}) for folder in (vector_teacher, image_teacher))
     assert "geometry" in vector.generator.prior

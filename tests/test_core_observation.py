@@ -107,6 +107,15 @@ def test_clipping_is_the_last_step(spec: ObservationSpec, clip: float) -> None:
     assert torch.equal(replace(spec, clip=clip).normalise(observations), unclipped.clamp(-clip, clip))
 
 
+def test_a_normaliser_of_pixels_from_0_to_1_is_refused_for_bytes() -> None:
+    with pytest.raises(
+        UserError, match=r"^observation\.std: \[0\.25\] of bytes; mean and std are in the pixels' own units"
+    ):
+        replace(tiny.GREY, mean=(0.5,), std=(0.25,))
+    assert replace(tiny.GREY, mean=(0.0,), std=(1.0,)).std == (1.0,)
+    assert replace(tiny.GREY, high=(1.0,), mean=(0.5,), std=(0.25,)).high == (1.0,)
+
+
 @given(specs())
 def test_a_spec_survives_json(spec: ObservationSpec) -> None:
     assert ObservationSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec

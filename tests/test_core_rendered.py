@@ -267,6 +267,8 @@ def test_evolved_worlds_are_refused_an_objective_and_a_teacher_without_features(
     settings = GeneratorSettings(kind="evolved", prior=("worlds",))
     with pytest.raises(UserError, match=r"objective\.label: 2\.0, but evolved generators go by"):
         check_objective(tiny.model(FRAMES), settings, ObjectiveSettings(label=2.0))
+    with pytest.raises(UserError, match=r"objective\.value_bound: 5\.0, but .* worlds\.value_bound"):
+        check_objective(tiny.model(FRAMES), settings, ObjectiveSettings(value_bound=5.0))
     convolutions = tiny.model(FRAMES)
     convolutions.network = torch.nn.Sequential(torch.nn.Conv2d(4, 3, 84), torch.nn.Flatten())
     with pytest.raises(UserError, match=r"generator\.kind: evolved goes by .* no dense output layer"):

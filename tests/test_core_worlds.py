@@ -102,6 +102,15 @@ def test_nothing_is_so_fast_that_it_passes_through(row: float, start: float, spe
     raise AssertionError("it neither came back nor passed")
 
 
+def test_what_passes_the_corner_of_another_is_not_hit_by_it() -> None:
+    # Its columns lie before the other's until a quarter of the frame has gone, its rows beneath from an eighth on.
+    given = world([DRIVEN, DRIFTING], [[3.0, 0.0], [9.0, 9.0]])
+    passed = after(given, [[8.0, 9.0], [11.5, 6.5]], [[0.0, 0.0], [4.0, 4.0]])
+    assert passed.velocity[1].tolist() == [4.0, 4.0]
+    hit = after(given, [[8.0, 9.0], [11.5, 6.5]], [[0.0, 0.0], [1.0, 4.0]])
+    assert float(hit.velocity[1, 1]) == -4.0
+
+
 def test_what_moves_along_both_axes_throws_things_back() -> None:
     given = world([DRIVEN, DRIFTING], [[3.0, 3.0], [4.0, 4.0]])
     beside = after(given, [[5.0, 9.0], [5.0, 6.0]], [[0.0, 0.0], [1.0, 2.0]])

@@ -13,7 +13,14 @@ from scipy.stats import entropy
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation.agreement import BATCH, answers, check_same_task, kl_nats, same_action
+from gasim_ray.evaluation.agreement import (
+    BATCH,
+    answers,
+    check_same_task,
+    constant_kl,
+    kl_nats,
+    same_action,
+)
 from gasim_ray.evaluation.intervals import mean_interval, proportion_interval
 from gasim_ray.evaluation.latency import latency_ms, random_observations
 
@@ -35,6 +42,14 @@ def test_agreement_is_a_symmetric_fraction(a, b):
     assert same_action(a, a) == 1
     assert same_action(a, b) == same_action(b, a)
     assert same_action(a, b) == sum(int(x.argmax()) == int(y.argmax()) for x, y in zip(a, b, strict=True)) / 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(outputs, scales, outputs, scales)
+def test_no_policy_that_never_looks_is_nearer_than_the_mean(a, a_scale, b, b_scale):
+    least = constant_kl(a, a_scale)
+    assert -1e-6 <= least <= kl_nats(a, a_scale, b[:1].expand_as(a), b_scale) + 1e-4
+    assert constant_kl(a[:1].expand_as(a), a_scale) == pytest.approx(0, abs=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import processes_of
+from conftest import processes_of, wait_for
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -97,14 +97,15 @@ def test_a_silent_generator_actor_is_replaced_and_the_others_go_on(
     saboteur = Saboteur(20, halt)
     distill(build_config({**tree, "budget": {"seconds": 8}}), saboteur)
     assert "is replaced: no answer for 1 s" in saboteur.output.getvalue()
-    assert halted[0] not in processes_of("GeneratorActor")
+    # Ray kills one that is halted after some seconds, the run may be over by then.
+    wait_for(lambda: halted[0] not in processes_of("GeneratorActor"))
     halted_at = saboteur.observations[[step >= 20 for step in saboteur.steps].index(True)]
     assert saboteur.observations[-1] > 2 * halted_at
 
 
 def test_an_actor_that_waits_for_a_node_is_not_silent(vector_teacher: Path, on_cluster: None) -> None:
-    tree = tiny.tree(vector_teacher, elastic=True, generator={"actors": 4, "cpus": 1.5, "timeout": 2.0})
-    config = build_config({**tree, "budget": {"seconds": 5}})
+    tree = tiny.tree(vector_teacher, elastic=True, generator={"actors": 4, "cpus": 1.5, "timeout": 4.0})
+    config = build_config({**tree, "budget": {"seconds": 8}})
     workers = RayWorkers(load_teacher(vector_teacher), config)
     try:
         progress = Loop(workers, config, lambda: False, lambda loop: None).run()
@@ -248,7 +249,7 @@ def test_a_fault_of_the_suite_is_made_and_measured(tmp_path: Path, monkeypatch: 
     (cell,) = [c for c in load_suite("chaos") if c.name == "acrobot-dqn-node-killed-0"]
     monkeypatch.chdir(tmp_path)
     teacher = str(TEACHER.with_name("acrobot-dqn"))
-    small = replace(cell, tree={**cell.tree, "teacher": teacher, "budget": {"seconds": 9}, "checkpoint_seconds": 1})
+    small = replace(cell, tree={**cell.tree, "teacher": teacher, "budget": {"seconds": 14}, "checkpoint_seconds": 1})
     _, told = measure_fault(small)
     assert told["recovered"]
     assert (told["exit_codes"], told["orphans"]) == ([0], 0)

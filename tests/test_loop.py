@@ -199,6 +199,10 @@ def test_more_actors_than_the_cluster_has_is_an_error_that_says_what_is_there(
     with pytest.raises(UserError, match=r"^generator\.cpus: no node has what one such actor reserves .*'CPU': 3"):
         check_resources(config(generator={"actors": 1, "cpus": 3}))
     check_resources(config(generator={"actors": 1, "cpus": 2}))
+    # A place on each of the two, of which the learner takes one half.
+    with pytest.raises(UserError, match=r"^generator\.actors: 2 actors, of which each .* have 1 beside the learner"):
+        check_resources(config(generator={"actors": 2, "cpus": 1.4}))
+    check_resources(config(generator={"actors": 3, "cpus": 1}))
     with pytest.raises(
         UserError, match=r"^device: cuda is not there \(no machine of the cluster has a GPU\); use cpu$"
     ):

@@ -184,6 +184,13 @@ def test_a_training_that_cannot_be(field: str, value: float) -> None:
         PolicyTraining(PONG, "ppo", **{field: value})  # type: ignore[arg-type]
 
 
+def test_networks_of_the_other_kind_of_environment_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^hidden: \(512,\) is for other environments; a game has --network"):
+        PolicyTraining(PONG, "ppo", hidden=(512,))
+    with pytest.raises(UserError, match=r"^network: impala is for Atari's games; leave it out"):
+        PolicyTraining("CartPole-v1", "ppo", network="impala")
+
+
 @pytest.mark.parametrize("damage", ["state.json", "algorithm"])
 def test_a_damaged_checkpoint_of_a_game_is_told_in_a_line(tmp_path: Path, damage: str) -> None:
     settings = PolicyTraining(PONG, "ppo", width=TINY, max_steps=2_048, episodes=2, bf16=False)

@@ -235,6 +235,19 @@ def test_a_sweep_reads_back_what_it_writes(tmp_path: Path, vector_teacher: Path)
     assert parse_sweep(again).space == sweep.space
 
 
+def test_a_setting_of_the_base_leaves_the_others_of_its_section(tmp_path: Path, vector_teacher: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    tree = sweep_tree(vector_teacher)
+    tree["base"] = {**tree["base"], "student": {"steps": 3, "architecture": {"name": "mlp", "hidden": [5]}}}
+    file.write_text(yaml.safe_dump(tree))
+    given = ["--base.student.learning_rate=0.5", "--base.student.architecture", "{name: mlp, hidden: [6]}"]
+    base = parse_sweep(file, [*given, "--trials", "3"]).base
+    expected = {"steps": 3, "learning_rate": 0.5, "architecture": {"name": "mlp", "hidden": [6]}}
+    assert base == {**tree["base"], "student": expected}
+    with pytest.raises(UserError, match=r"^base\.student\.steps: no value"):
+        parse_sweep(file, ["--base.student.steps"])
+
+
 @pytest.mark.parametrize("file", sorted(Path("tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_sweep_can_be_read(file: Path) -> None:
     sweep = parse_sweep(file)

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util import get_current_placement_group
 from ray.util.metrics import Gauge
 from torch import Tensor
@@ -115,7 +122,15 @@ class RayWorkers:
         self.teacher = ray.put(teacher)
         ready = [self._start_all(), *self.ready_answers]
         # The clock of an elastic run begins with its first generator, which may have to wait for a node.
-        ray.get(ready[0] if config.elastic else ready)
+        try:
+            ray.get(ready[0] if config.elastic else ready)
+        except RayError as error:
+            self._end_all()
+            last = str(error).strip().rpartition("\n")[2]
+            raise UserError(
+                f"actors: the learner or a generator did not start ({last}); if memory is short, lower "
+                "generator.batch_size, generator.actors or pool.capacity"
+            ) from error
         ray.wait(ready[1:], num_returns=1)
 
     def _start_all(self) -> Any:
@@ -170,7 +185,7 @@ class RayWorkers:
             raise
         except GetTimeoutError as error:
             raise WorkerLost(f"no answer for {timeout:g} s") from error
-        except (RayActorError, ObjectLostError) as error:
+        except (RayActorError, ObjectLostError, OutOfMemoryError) as error:
             raise WorkerLost(first_line(error)) from error
 
     def begun(self, actor: int) -> bool:
@@ -288,6 +303,24 @@ def check_resources(config: DistillConfig) -> None:
     for section, one in (("student", learner), *([] if config.elastic else [("generator", others[0])])):
         if all(lacking(one, node) for node in nodes):
             raise UserError(f"{section}.cpus: no node has what one such actor reserves ({one}); lower it, or its GPUs")
+    if not config.elastic and (most := places(learner, others[0], nodes)) < len(others):
+        raise UserError(
+            f"generator.actors: {generator.actors} actors, of which each needs a place on one node, and nodes have "
+            f"{most} beside the learner; lower generator.actors, generator.cpus or generator.gpus"
+        )
+
+
+def places(learner: Mapping[str, float], generator: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
+    """Generators that fit the nodes, each whole on one, beside a learner that lies where it hinders least."""
+
+    def fitting(node: Mapping[str, float], taken: Mapping[str, float]) -> int:
+        room = [(node.get(name, 0.0) - taken.get(name, 0.0), wanted) for name, wanted in generator.items() if wanted]
+        # Shares of a GPU add up to a little more or less than the whole.
+        return min((int(left / wanted + 1e-6) for left, wanted in room), default=len(nodes))
+
+    whole = sum(fitting(node, {}) for node in nodes)
+    costs = [fitting(node, {}) - fitting(node, learner) for node in nodes if not lacking(learner, node)]
+    return whole - min(costs, default=0)
 
 
 def label(config: DistillConfig) -> dict[str, str] | None:

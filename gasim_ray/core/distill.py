@@ -134,11 +134,11 @@ def check_objective(teacher: Model, generator: GeneratorSettings, settings: Obje
             "generator.kind to rendered"
         )
     if generator.kind == "evolved":
-        used = next((name for name in TERMS if getattr(settings, name)), None)
+        used = next((n for n in (*TERMS, "value_bound", "entropy_wanted") if getattr(settings, n)), None)
         if used:
             raise UserError(
                 f"objective.{used}: {getattr(settings, used)}, but evolved generators go by the teacher's answers "
-                "alone; set it to 0"
+                "and worlds.value_bound alone; set it to 0"
             )
         last_dense(teacher, "generator.kind: evolved goes by what a teacher's last dense layer reads, and")
     elif generator.steps and not settings.any():

@@ -115,6 +115,12 @@ class ObservationSpec:
                 f"observation.low: {self.low} to observation.high: {self.high} is more than uint8 holds; "
                 "state bounds within 0 and 255"
             )
+        # A network that reads bytes as they are spans 255 of them; a picture of few levels may have a small one.
+        if self.is_image and self.dtype == "uint8" and float((high - low).max()) > 300 * min(self.std):
+            raise UserError(
+                f"observation.std: {list(self.std)} of bytes; mean and std are in the pixels' own units: give those of "
+                "values from 0 to 1 times 255"
+            )
 
     @property
     def channels(self) -> int:

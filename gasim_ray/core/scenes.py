@@ -70,7 +70,7 @@ class SceneSettings:
 
     telling: bool = False
     """Whether the ground has mostly the levels at which a scene tells most of what the teacher does
-    (telling_levels), which its weights tell when a generator starts, instead of any."""
+    (telling_levels), which its weights tell when a generator starts, instead of any; in colours mostly greys."""
 
     looked_at: float = 0.0
     """Share of the things that lie where the teacher looks (telling_places); the others lie anywhere."""

@@ -146,8 +146,12 @@ def bounced(world: World, place: Tensor, velocity: Tensor) -> Tensor:
     start = middle.unsqueeze(2) - middle.unsqueeze(1)
     end = start + velocity.unsqueeze(2)
     reach = (world.size.unsqueeze(2) + world.size.unsqueeze(1)) / 2
-    passes = (torch.minimum(start, end) < reach) & (torch.maximum(start, end) > -reach)
-    touches = passes.all(-1) & paddle.unsqueeze(1)
+    # When in this frame they begin and cease to overlap, along each axis; what stands still does so always or never.
+    moved = torch.where(velocity == 0, 1e-6, velocity).unsqueeze(2)
+    one, another = (-reach - start) / moved, (reach - start) / moved
+    first = torch.minimum(one, another).amax(-1).clamp_min(0)
+    last = torch.maximum(one, another).amin(-1).clamp_max(1)
+    touches = (first < last) & paddle.unsqueeze(1)
     other = touches.float().argmax(2, keepdim=True)
 
     def of_other(values: Tensor) -> Tensor:

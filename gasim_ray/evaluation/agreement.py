@@ -64,6 +64,13 @@ def kl_nats(teacher_outputs: Tensor, teacher_scale: float, student_outputs: Tens
     return float(divergence(teacher, student).mean().clamp(min=0.0))  # rounding makes that of equal ones negative
 
 
+def constant_kl(teacher_outputs: Tensor, teacher_scale: float) -> float:
+    """Mean KL in nats of the policies that (N, actions) outputs stand for to their mean, the best that never looks."""
+    teacher = log_policy(teacher_outputs, teacher_scale)
+    mean = teacher.exp().mean(0, keepdim=True).clamp_min(1e-12).log()
+    return float(divergence(teacher, mean).mean())
+
+
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """KL(teacher || student) (N,) in nats of logarithms of policies (N, actions)."""
     return (teacher.exp() * (teacher - student)).sum(1)

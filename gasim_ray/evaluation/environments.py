@@ -132,6 +132,7 @@ def check_environment(env_id: str, model: ModelConfig, who: str) -> None:
             f"env: {env_id} shows observations of {list(spec.shape)}, the {who} reads {list(read.shape)}"
             + (f" in {read.stack} frames" if read.stack > 1 else "")
             + "; give the --env it was trained on"
+            + (", or package.module:Id if a wrapper made its pictures" if is_atari(env_id) else "")
         )
     of_pictures = ("low", "high") if read.is_image else ()
     of_games = ("stack",) if is_atari(env_id) else ()

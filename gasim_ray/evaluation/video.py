@@ -33,6 +33,9 @@ def check_video(path: Path, runs: Sequence[Path], tasks: Sequence[Task]) -> None
         raise UserError(f"video: the runs play {', '.join(sorted({task.name for task in tasks}))}; give runs of one")
     if not isinstance(tasks[0], EnvironmentTask):
         raise UserError(f"video: {tasks[0].name} is a data set; only what plays an environment can be shown")
+    teachers = sorted({str(Path(saved_config(run).teacher).resolve()) for run in runs})
+    if len(teachers) > 1:
+        raise UserError(f"video: the runs have the teachers {', '.join(teachers)}; give runs of one")
     for run in runs:
         if not load_config(Path(saved_config(run).teacher)).observation.is_image:
             raise UserError(f"video: the teacher of {run} reads vectors; only what sees pictures can be shown")

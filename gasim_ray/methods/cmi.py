@@ -3,14 +3,15 @@
 A generator network with its latent vectors is trained anew for every batch: cross-entropy to wanted classes in equal
 shares, batch-norm statistics, an adversary masked to where teacher and student agree, and a contrastive term that
 pushes each image away from the others and from earlier ones in the teacher's features. All batches are kept and
-replayed. Weights 0.5, 1, 0.5 and 0.8, contrastive temperature 0.1, batches of 256 and 128, latent 256 and learning
-rate 1e-3 are those of the authors' script for CIFAR-10.
+replayed. Weights 0.5, 1, 0.5 and 0.8, contrastive temperature 0.1, batches of 256 and 128, latent 256 and learning rate
+1e-3 are those of the authors' script for CIFAR-10.
 
 Departures: 50 steps for a batch instead of 200, and 25 of the student by Adam at 2e-3 where the authors take 2,000 by
-SGD at 0.1; no images are inverted before the student begins, where they have some 50,000; the contrastive term
-compares shifted views in the features before the teacher's last layer, without the learned head and the local crops;
-the adversary is KL clipped at 4 nats; without batch normalisation that term is off. Vectors have no views, so their
-contrastive term is off as well.
+SGD at 0.1; no images are inverted before the student begins, where they have some 50,000; the contrastive term compares
+shifted views in the features before the teacher's last layer, without the learned head and the local crops, with 2,048
+earlier ones where theirs has 4,096; no crops and flips of what is inverted, no choice of the best step; the adversary
+is KL clipped at 4 nats; without batch normalisation that term is off. Vectors have no views, so their contrastive term
+is off as well.
 """
 
 from __future__ import annotations
@@ -39,6 +40,6 @@ def preset(teacher: TeacherFacts) -> Tree:
             "bound": 4.0,
             "contrastive": 0.8 if teacher.observation.is_image else 0.0,
         },
-        "pool": {"replay": 1.0, "capacity": 100_000},
+        "pool": {"replay": 1.0, "capacity": teacher.pooled(100_000)},
         "student": {"batch_size": 128, "steps": 25, "learning_rate": 2e-3, "temperature": 20.0},
     }

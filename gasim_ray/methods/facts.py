@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from gasim_ray.core.observation import ObservationSpec
+
+#: Most bytes of a preset's pool, which lies in the learner's memory, and on its GPU if it has one.
+POOL_BYTES = 4 * 2**30
 
 #: Section -> field -> value, laid over the defaults and under what the user gives.
 Tree = dict[str, dict[str, Any]]
@@ -19,3 +23,12 @@ class TeacherFacts:
     observation: ObservationSpec
     #: Whether it stores the statistics of batch normalisation.
     batch_norm: bool
+
+    @property
+    def coloured(self) -> bool:
+        """Whether it reads single pictures in colours."""
+        return self.observation.is_image and self.observation.stack == 1 and self.observation.channels > 1
+
+    def pooled(self, most: int) -> int:
+        """How many observations a pool holds: `most`, or as many large pictures as fit POOL_BYTES."""
+        return min(most, POOL_BYTES // (prod(self.observation.shape) * self.observation.torch_dtype.itemsize))

@@ -6,9 +6,10 @@ temperature 20 and learning rate 2e-3 are those of the authors' script for ten s
 
 Departures: the start moves a tenth of the way to where a batch ended (plain Reptile), where the authors prefer a
 first-order MAML with Adam; latent vectors have the network's learning rate and not 0.01; the student takes 10 steps a
-batch by Adam at 2e-3 where theirs takes 400 by SGD at 0.2; no epochs without the adversary at first, no crops and
-flips of what is made, no choice of the best step of ten; the adversary is KL clipped at 4 nats; without batch
-normalisation that term is off.
+batch by Adam at 2e-3 where theirs takes 400 by SGD at 0.2; no epochs without the adversary at first, no crops and flips
+of what is made, no choice of the best step of ten, no reset of the generator's first layer; batch-norm statistics are
+those of one batch, not a running mean; teachers of other families have the weights for wide ResNets; the adversary is
+KL clipped at 4 nats; without batch normalisation that term is off.
 """
 
 from __future__ import annotations
@@ -37,6 +38,6 @@ def preset(teacher: TeacherFacts) -> Tree:
             "masked": True,
             "bound": 4.0,
         },
-        "pool": {"replay": 1.0, "capacity": 100_000},
+        "pool": {"replay": 1.0, "capacity": teacher.pooled(100_000)},
         "student": {"batch_size": 256, "steps": 10, "learning_rate": 2e-3, "temperature": 20.0},
     }

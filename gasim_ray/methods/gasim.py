@@ -42,7 +42,6 @@ def image_preset(teacher: TeacherFacts) -> Tree:
     few steps make of them. Coloured ones: leaves that fill the frame, moved until each is of a class drawn at random
     and all together have the statistics that a teacher with batch normalisation has stored.
     """
-    coloured = teacher.observation.channels > 1
     grey: Tree = {
         "generator": {
             "prior": ["contours", "shapes", "leaves"],
@@ -70,11 +69,11 @@ def image_preset(teacher: TeacherFacts) -> Tree:
         "objective": {"label": 1.0, "batch_norm": 0.1 if teacher.batch_norm else 0.0},
         "student": {"learning_rate": 1e-3},
     }
-    own = colour if coloured else grey
+    own = colour if teacher.coloured else grey
     return {
         "generator": {"kind": "direct", "actors": 1, "blur": 1.0, **own["generator"]},
         "objective": {"adversarial": 0.3, "bound": 4.0, **own["objective"]},
-        "pool": {"capacity": 200_000, "hard": 0.5, "fade": 0.5},
+        "pool": {"capacity": teacher.pooled(200_000), "hard": 0.5, "fade": 0.5},
         "student": {
             "init": "auto",
             "batch_size": 256,

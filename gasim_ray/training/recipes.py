@@ -103,7 +103,8 @@ ATARI_APPO = APPORecipe(anneal=True)
 ATARI_PPO = PPORecipe(lr=5e-4, envs=16, epochs=3, entropy=0.01, clip=0.1, anneal=True)
 
 #: Atari's games. zoo: lr 1e-4, batch 32, an update for four steps, replay of 100 k, target 1,000, epsilon 0.01. Own:
-#: three-step targets, several games side by side, twice the batch, a first update after 10 k steps instead of 100 k.
+#: three-step targets, several games side by side, twice the batch, a target copied after 2,000, epsilon at its lowest
+#: after 250 k steps, a first update after 10 k steps instead of 100 k.
 ATARI_DQN = DQNRecipe(
     lr=1e-4, batch=64, intensity=8.0, envs=8, fragment=8, buffer=100_000, warm_up=10_000, target_every=2_000,
     epsilon=0.01, epsilon_steps=250_000,

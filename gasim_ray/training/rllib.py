@@ -10,7 +10,7 @@ import copy
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -102,6 +102,11 @@ class PolicyTraining:
         at_least_zero = ("budget_seconds", "env_runners", "evaluate_seconds", "checkpoint_seconds", "seed")
         limits = dict.fromkeys(at_least_one, 1.0) | dict.fromkeys(at_least_zero, 0.0) | {"width": 0.01}
         check_range(self, limits, {"width": 16.0})
+        other = ("hidden",) if is_atari(self.env) else ("network", "width", "bf16")
+        kind = "other environments; a game has --network and --width" if is_atari(self.env) else "Atari's games"
+        for setting in fields(self):
+            if setting.name in other and getattr(self, setting.name) != setting.default:
+                raise UserError(f"{setting.name}: {getattr(self, setting.name)} is for {kind}; leave it out")
 
     @property
     def seconds(self) -> float:
@@ -140,6 +145,8 @@ class _State:
     reached: bool = False
     #: Mean entropy, in nats, of the policy while it explores; of PPO and APPO.
     entropy: float | None = None
+    #: That of the policy that is `best`.
+    best_entropy: float | None = None
 
 
 def train_policy(
@@ -293,6 +300,7 @@ class _Training:
         confirmed = self._mean_return(policy, second, CONFIRM_SEED)
         if self.state.best is None or confirmed > self.state.best:
             self.state.best, self.best = confirmed, policy
+            self.state.best_entropy = self.state.entropy
             goal = self.settings.goal
             self.state.reached = goal is not None and confirmed >= goal
 
@@ -344,7 +352,7 @@ class _Training:
             "mean_return": round(float(returns.mean()), 3),
             "std_return": round(float(returns.std()), 3),
             "episodes": len(returns),
-            "entropy": self.state.entropy and round(self.state.entropy, 4),
+            "entropy": self.state.best_entropy and round(self.state.best_entropy, 4),
             "training": training,
             "versions": {"ray": ray.__version__},
         }
@@ -357,7 +365,8 @@ class _Training:
                 seconds=self.state.seconds,
                 budget_seconds=min(self.settings.seconds, to_the_end),
                 steps=self.state.steps,
-                metric="mean return",
+                # The rewards that it learns from are clipped there, and a life counts as an episode.
+                metric="clipped return of a life" if is_atari(self.settings.env) else "mean return",
                 score=self.state.score,
                 best=self.state.best,
                 goal=self.settings.goal,

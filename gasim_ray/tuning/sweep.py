@@ -15,7 +15,7 @@ from gasim_ray.config import build_config, merged, parse, plain, read_yaml
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
 from gasim_ray.tasks import distillation_of
-from gasim_ray.tuning.space import Dimension, check_values, parse_space
+from gasim_ray.tuning.space import Dimension, check_values, parse_space, with_settings
 
 #: Written into every sweep's folder; another number cannot be resumed.
 FORMAT = 1
@@ -212,8 +212,25 @@ def parse_sweep(file: Path, arguments: Sequence[str] = ()) -> Sweep:
     if made_by != FORMAT:
         raise UserError(f"{file}: format {made_by} is of another version; this one reads {FORMAT}; start a new sweep")
     _check_keys(tree)
+    of_base, rest = _of_base(arguments)
+    tree["base"] = with_settings(tree["base"], of_base)
     parser = make_parser()
-    return Sweep(**parser.instantiate_classes(parse(parser, tree, arguments)).as_dict())
+    return Sweep(**parser.instantiate_classes(parse(parser, tree, rest)).as_dict())
+
+
+def _of_base(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What --base.KEY VALUE sets, by dotted key, and the other arguments: the parser would drop a section's others."""
+    settings: dict[str, Any] = {}
+    rest, left = [], list(arguments)
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        if not name.startswith("--base."):
+            rest.append(name + equals + value)
+        elif equals or left:
+            settings[name.removeprefix("--base.")] = yaml.safe_load(value if equals else left.pop(0))
+        else:
+            raise UserError(f"{name.removeprefix('--')}: no value; give one after it")
+    return settings, rest
 
 
 def _check_keys(tree: Mapping[str, Any]) -> None:
