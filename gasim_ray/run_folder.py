@@ -46,6 +46,8 @@ FREE_ON_RESUME = (
     "generator.cpus",
     "generator.timeout",
 )
+#: The same of asynchronous runs, of which a checkpoint holds no generator's state.
+FREE_WITHOUT_ORDER = ("device", "generator.actors", "generator.gpus")
 
 
 #: What a run and a sweep's trial write; in a folder that holds anything else nothing is replaced.
@@ -220,8 +222,9 @@ class RunFolder:
         except (OSError, yaml.YAMLError, AttributeError) as error:
             raise UserError(f"{self.path}/config.yaml: cannot be read ({type(error).__name__})") from error
         default = dotted(plain(asdict(DistillConfig(config.teacher))))
+        settings = FREE_ON_RESUME + (() if config.local or config.synchronous else FREE_WITHOUT_ORDER)
         for key, value in dotted(plain(asdict(config))).items():
-            free = key in FREE_ON_RESUME or key.split(".")[0] in FREE_ON_RESUME
+            free = key in settings or key.split(".")[0] in settings
             # A setting that an older version did not have is as it was then: at its default.
             was = before.get(key, default.get(key, value))
             if not free and was != value:

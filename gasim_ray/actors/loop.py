@@ -278,10 +278,11 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint; an asynchronous run may have another number of actors than it had."""
         self.workers.restore(state["learner"], state["generators"])
-        self.next_order = list(state["next_order"])
-        self.first_order = list(state["next_order"])
+        actors, before = self.config.generator.actors, list(state["next_order"])
+        self.next_order = (before + [max(before)] * actors)[:actors]
+        self.first_order = list(self.next_order)
         self.progress = Progress(**{**state["progress"], "actors_alive": 0})
         self.generations = dict(state["generations"])
         self.weights = self.workers.student_weights()
