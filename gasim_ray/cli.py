@@ -32,6 +32,9 @@ Distils a teacher into a student; CONFIG.yaml may be an earlier run's folder. Ct
   --overwrite     replace what is in --out
 """
 
+#: Options that take no value, or need none.
+SWITCHES = ("--local", "--synchronous", "--elastic", "--resume", "--overwrite")
+
 TUNE_USAGE = """gasim tune SWEEP.yaml [--out DIR] [--overwrite] [--key value ...], or gasim tune --resume DIR
 
 Searches the settings of a distillation. SWEEP.yaml is described in tune_configs/template.yaml; the keys below may also
@@ -75,12 +78,15 @@ def distill_command(arguments: list[str]) -> None:
     flags = {flag: flag in arguments for flag in ("--resume", "--overwrite")}
     settings = [a for a in arguments if a not in flags]
     file = leading_file(settings)
-    if file and Path(file).is_dir():  # a run's
-        file = str(Path(file) / "config.yaml")
+    folder = Path(file) if file and Path(file).is_dir() else None
+    if folder:
+        file = str(folder / "config.yaml")
     named, given = split_task(settings)
     if named and file and "teacher" in read_yaml(file):
         raise UserError(f"task: {named[0]}, but {file} names a teacher; leave out one of the two")
     config = parse_config(with_switches(given), file, distillation_of(*named) if named else None)
+    if folder and not is_address(config.out) and not any(a.split("=")[0] == "--out" for a in given):
+        config = config.at(folder)  # which may have been moved, or made without
     path = run_distillation(config, **{flag.strip("-"): on for flag, on in flags.items()})
     print(f"run: {config.out if is_address(config.out) else path}")
 
@@ -90,8 +96,9 @@ def leading_file(arguments: list[str]) -> str | None:
     if arguments and not arguments[0].startswith("-"):
         return arguments.pop(0)
     for before, argument in pairwise(arguments):
-        # Behind an option's name it is its value.
-        if argument.endswith((".yaml", ".yml")) and ("=" in before or not before.startswith("-")):
+        # Behind the name of an option that takes one it is its value.
+        valued = before.startswith("-") and "=" not in before and before not in SWITCHES
+        if argument.endswith((".yaml", ".yml")) and not valued:
             raise UserError(f"arguments: {argument} stands behind an option; give it first")
     return None
 

@@ -182,17 +182,20 @@ def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> Distill
 
 
 def check_method(tree: Mapping[str, Any], method: str, facts: methods.TeacherFacts) -> None:
-    """Raise UserError if a tree that names one method holds its settings, and another is to take its place."""
+    """Raise UserError if a tree that names one method holds what its preset sets, and another is to take its place."""
     named = tree.get("method", method)
     if named == method:
         return
-    for section, values in methods.preset(str(named), facts).items():
-        for key in values:
-            if key in (tree.get(section) or {}):
-                raise UserError(
-                    f"method: {method!r} over a configuration of {named!r} whose {section}.{key} would stay; take that "
-                    "and the others of its preset out of it, or start from --teacher"
-                )
+    before, after = (method_parser(str(name), facts).get_defaults() for name in (named, method))
+    for key in (
+        f"{section}.{name}" for section in methods.preset(str(named), facts) for name in tree.get(section) or {}
+    ):
+        section, _, name = key.partition(".")
+        if plain(tree[section][name]) == plain(before.get(key)) != plain(after.get(key)):
+            raise UserError(
+                f"method: {method!r} over a configuration of {named!r} whose {key} would stay; take that and the "
+                "others of its preset out of it, or start from --teacher"
+            )
 
 
 @cache

@@ -229,8 +229,7 @@ class RunFolder:
             was = before.get(key, default.get(key, value))
             if not free and was != value:
                 raise UserError(
-                    f"{key}: {value} differs from {was} of the run in {self.path}; "
-                    f"`gasim distill {self.path} --resume` goes on as it was, another --out begins anew"
+                    f"{key}: {value} differs from {was} of the run in {self.path}; leave it out, or use another --out"
                 )
         self.forget_after(state["progress"]["seconds"])
         return state

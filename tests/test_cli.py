@@ -90,7 +90,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_written(
 
 
 def test_a_file_behind_options_is_told_to_come_first(refused: Refused, tmp_path: Path) -> None:
-    for command in (["distill", "--seed", "1"], ["tune", "--trials=8"]):
+    for command in (["distill", "--seed", "1"], ["distill", "--local"], ["tune", "--trials=8"]):
         refused([*command, "mine.yaml"], "mine.yaml stands behind an option", "give it first")
 
 
@@ -193,7 +193,10 @@ def test_a_folder_that_exists_is_kept_unless_it_is_to_be_replaced(
     )
     refused(["distill", run], "out", "run exists")
     assert contents(run) == before
-    assert cli.main(["distill", str(run), "--resume"]) == 0
+    moved = run.rename(tmp_path / "moved")
+    assert cli.main(["distill", str(moved), "--resume"]) == 0
+    assert not run.exists()
+    moved.rename(run)
     assert cli.main([str(a) for a in distil("--overwrite", "--seed=1")]) == 0
     assert contents(run)["student/model.safetensors"] != before["student/model.safetensors"]
 

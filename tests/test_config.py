@@ -165,7 +165,8 @@ def test_a_method_does_not_take_the_place_of_one_whose_settings_would_stay(
 ) -> None:
     with pytest.raises(UserError, match=r"^method: 'noise' over a configuration of 'gas' whose \S+ would stay"):
         read(yaml.safe_load(read({"method": "gas"}).to_yaml()), "--method=noise")
-    assert read({"method": "gas", "budget": {"seconds": 5}}, "--method=noise").budget.seconds == 5
+    own = read({"method": "gas", "generator": {"actors": 7}, "budget": {"seconds": 5}}, "--method=noise")
+    assert (own.generator.actors, own.budget.seconds) == (7, 5)
 
 
 def test_a_presets_pool_of_large_pictures_is_of_fewer() -> None:

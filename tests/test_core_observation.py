@@ -113,6 +113,7 @@ def test_a_normaliser_of_pixels_from_0_to_1_is_refused_for_bytes() -> None:
     ):
         replace(tiny.GREY, mean=(0.5,), std=(0.25,))
     assert replace(tiny.GREY, mean=(0.0,), std=(1.0,)).std == (1.0,)
+    assert replace(tiny.GREY, mean=(3.0,), std=(0.6,)).std == (0.6,)  # a few of all the levels there might be
     assert replace(tiny.GREY, high=(1.0,), mean=(0.5,), std=(0.25,)).high == (1.0,)
 
 

@@ -107,6 +107,9 @@ def test_what_passes_the_corner_of_another_is_not_hit_by_it() -> None:
     given = world([DRIVEN, DRIFTING], [[3.0, 0.0], [9.0, 9.0]])
     passed = after(given, [[8.0, 9.0], [11.5, 6.5]], [[0.0, 0.0], [4.0, 4.0]])
     assert passed.velocity[1].tolist() == [4.0, 4.0]
+    for row in (4.0, 12.0):  # it touches, and goes along
+        beside = after(given, [[8.0, 9.0], [row, 6.5]], [[0.0, 0.0], [0.0, 4.0]])
+        assert beside.velocity[1].tolist() == [0.0, 4.0]
     hit = after(given, [[8.0, 9.0], [11.5, 6.5]], [[0.0, 0.0], [1.0, 4.0]])
     assert float(hit.velocity[1, 1]) == -4.0
 

@@ -184,10 +184,17 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
     assert reached == sorted(reached)
 
 
-def test_an_asynchronous_run_goes_on_with_other_actors(
-    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], on_cluster: None
+def test_an_asynchronous_run_alone_goes_on_with_other_actors(
+    tmp_path: Path,
+    vector_teacher: Path,
+    config_file: Callable[..., Path],
+    on_cluster: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = tmp_path / "run"
+    run, exact = tmp_path / "run", tmp_path / "exact"
+    assert cli.main(["distill", str(config_file(tiny.tree(vector_teacher, local=True, out=str(exact))))]) == 0
+    assert cli.main(["distill", str(exact), "--resume", "--generator.actors=1"]) == 2
+    assert "generator.actors: 1 differs from 2" in capsys.readouterr().err
     command = ["distill", str(config_file(tiny.tree(vector_teacher, out=str(run))))]
     assert cli.main(command) == 0
     for actors, steps in ((1, 60), (3, 80)):
@@ -195,7 +202,6 @@ def test_an_asynchronous_run_goes_on_with_other_actors(
         assert cli.main([*command, "--resume", *more]) == 0
         assert rows_of(run)[-1]["student_steps"] >= steps
         assert json.loads((run / "summary.json").read_text())["generator_actors"] == actors
-    assert cli.main([*command, "--resume", "--synchronous", "--generator.actors=1"]) == 2
 
 
 def test_where_a_student_starts_is_not_worked_out_again_for_a_run_that_goes_on(

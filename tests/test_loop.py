@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from gasim_ray.actors.loop import UPDATES_IN_FLIGHT, Loop, Progress, mixed
-from gasim_ray.actors.ray_workers import RayWorkers, check_resources
+from gasim_ray.actors.ray_workers import RayWorkers, check_resources, places
 from gasim_ray.actors.workers import LocalWorkers, Workers
 from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.errors import UserError
@@ -185,6 +185,21 @@ def test_a_killed_generator_actor_is_replaced(
     assert killer.successor != killer.halted
 
 
+def test_generators_have_places_beside_the_learner_where_its_label_lets_it_be() -> None:
+    def node(cpus: float, gpus: float = 0.0, **labels: str) -> dict[str, Any]:
+        return {"Resources": {"CPU": cpus, "GPU": gpus}, "Labels": labels}
+
+    nodes = [node(4, gasim="head"), node(5)]
+    learner, two = {"CPU": 1.0, "GPU": 0.0}, {"CPU": 2.0, "GPU": 0.0}
+    assert places(learner, two, nodes, {}) == 4
+    assert places(learner, two, nodes, {"gasim": "head"}) == 3
+    share = {"CPU": 0.5, "GPU": 0.6}
+    assert places(share, share, [node(8, 1), node(8, 1)], {}) == 1
+    third = {"CPU": 1.0, "GPU": 1 / 3}
+    assert places({"CPU": 1.0, "GPU": 0.0}, third, [node(8, 1)], {}) == 3
+    assert places(learner, {"CPU": 0.0, "GPU": 0.0}, [node(1)], {}) > 1000
+
+
 def test_more_actors_than_the_cluster_has_is_an_error_that_says_what_is_there(
     config: Callable[..., DistillConfig], on_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +218,7 @@ def test_more_actors_than_the_cluster_has_is_an_error_that_says_what_is_there(
     with pytest.raises(UserError, match=r"^generator\.actors: 2 actors, of which each .* have 1 beside the learner"):
         check_resources(config(generator={"actors": 2, "cpus": 1.4}))
     check_resources(config(generator={"actors": 3, "cpus": 1}))
+    check_resources(config(generator={"actors": 9, "cpus": 0}))
     with pytest.raises(
         UserError, match=r"^device: cuda is not there \(no machine of the cluster has a GPU\); use cpu$"
     ):

@@ -35,7 +35,8 @@ def test_a_sweep_that_was_ended_goes_on_without_running_finished_trials_again(
         return state.count("TERMINATED") >= trials and len(begun) > trials and all(name in state for name in begun)
 
     def tune_until(trials: int, how: signal.Signals, *arguments: object) -> str:
-        process = gasim("tune", *arguments, RAY_ADDRESS=cluster_address)
+        # Tune saves so often that a trial of some seconds is not over before it has.
+        process = gasim("tune", *arguments, RAY_ADDRESS=cluster_address, TUNE_GLOBAL_CHECKPOINT_S="0.2")
         deadline = time.monotonic() + 120
         while not (len(ended()) >= trials and saved(trials)) and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()

@@ -245,7 +245,11 @@ def test_a_setting_of_the_base_leaves_the_others_of_its_section(tmp_path: Path, 
     expected = {"steps": 3, "learning_rate": 0.5, "architecture": {"name": "mlp", "hidden": [6]}}
     assert base == {**tree["base"], "student": expected}
     with pytest.raises(UserError, match=r"^base\.student\.steps: no value"):
-        parse_sweep(file, ["--base.student.steps"])
+        parse_sweep(file, ["--base.student.steps", "--trials", "3"])
+    with pytest.raises(UserError, match=r"^base\.student\.architecture: '\{name: mlp' is no YAML"):
+        parse_sweep(file, ["--base.student.architecture", "{name: mlp"])
+    with pytest.raises(UserError, match=r"^base: teacher\.x lies beneath what is no section"):
+        parse_sweep(file, ["--base.teacher.x", "1"])
 
 
 @pytest.mark.parametrize("file", sorted(Path("tune_configs").glob("*.yaml")), ids=lambda path: path.stem)

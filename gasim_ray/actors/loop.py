@@ -280,8 +280,9 @@ class Loop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint; an asynchronous run may have another number of actors than it had."""
         self.workers.restore(state["learner"], state["generators"])
-        actors, before = self.config.generator.actors, list(state["next_order"])
-        self.next_order = (before + [max(before)] * actors)[:actors]
+        before, actors = list(state["next_order"]), self.config.generator.actors
+        # An order's number makes its random numbers: none is to come again.
+        self.next_order = before if len(before) == actors else [max(before)] * actors
         self.first_order = list(self.next_order)
         self.progress = Progress(**{**state["progress"], "actors_alive": 0})
         self.generations = dict(state["generations"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
+import torch
 from ray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
@@ -71,8 +73,8 @@ class GeneratorActor:
         return self.synthesizer.synthesize(order, weights)
 
     def state_dict(self) -> Any:
-        """See Synthesizer; on the CPU."""
-        return on_cpu(self.synthesizer.state_dict())
+        """See Synthesizer; as arrays."""
+        return as_arrays(self.synthesizer.state_dict())
 
     def load_state_dict(self, state: Any) -> None:
         """See Synthesizer."""
@@ -101,8 +103,8 @@ class LearnerActor:
         return self.learner.weights()
 
     def state_dict(self) -> Any:
-        """See Learner; on the CPU, since the driver's machine may have no GPU."""
-        return on_cpu(self.learner.state_dict())
+        """See Learner; as arrays."""
+        return as_arrays(self.learner.state_dict())
 
     def load_state_dict(self, state: Any) -> None:
         """See Learner."""
@@ -126,11 +128,9 @@ class RayWorkers:
             ray.get(ready[0] if config.elastic else ready)
         except RayError as error:
             self._end_all()
-            last = str(error).strip().rpartition("\n")[2]
-            raise UserError(
-                f"actors: the learner or a generator did not start ({last}); if memory is short, lower "
-                "generator.batch_size, generator.actors or pool.capacity"
-            ) from error
+            if mistake := not_started(error):
+                raise mistake from error
+            raise
         ray.wait(ready[1:], num_returns=1)
 
     def _start_all(self) -> Any:
@@ -217,7 +217,7 @@ class RayWorkers:
 
     def learner_state(self) -> dict[str, Any]:
         """See Workers."""
-        state: dict[str, Any] = self.read(self.learner.state_dict.remote())
+        state: dict[str, Any] = as_tensors(self.read(self.learner.state_dict.remote()))
         return state
 
     def generator_states(self) -> list[Any]:
@@ -225,7 +225,7 @@ class RayWorkers:
 
         def state_of(generator: Any) -> Any:
             try:
-                return self.read(generator.state_dict.remote())
+                return as_tensors(self.read(generator.state_dict.remote()))
             except WorkerLost:
                 return None
 
@@ -253,13 +253,36 @@ class RayWorkers:
         take_status_back()
 
 
-def on_cpu(state: Any) -> Any:
-    """The same with every tensor on the CPU."""
+def as_arrays(state: Any) -> Any:
+    """The same with an array for every tensor: Ray copies tensors many times, and the driver may have no GPU."""
+    return changed(state, Tensor, lambda tensor: tensor.cpu().numpy())
+
+
+def as_tensors(state: Any) -> Any:
+    """Inverse of `as_arrays`; copied out of Ray's memory, in which nothing can be changed."""
+    return changed(state, np.ndarray, torch.tensor)
+
+
+def changed(state: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """The same with everything of a kind changed, however deep."""
     if isinstance(state, dict):
-        return {key: on_cpu(value) for key, value in state.items()}
+        return {key: changed(value, kind, change) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(on_cpu(value) for value in state)
-    return state.cpu() if isinstance(state, Tensor) else state
+        return type(state)(changed(value, kind, change) for value in state)
+    return change(state) if isinstance(state, kind) else state
+
+
+def not_started(error: RayError) -> UserError | None:
+    """What to tell of an actor that did not start: the user's mistake, or that memory is short; None if neither."""
+    kind, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
+    if kind.endswith(UserError.__name__):
+        return UserError(message)
+    if getattr(error, "actor_init_failed", False) and "out of memory" not in str(error).lower():
+        return None
+    return UserError(
+        f"generator.actors: the learner or a generator did not start ({first_line(error)}); if memory is short, lower "
+        "generator.actors, generator.batch_size or pool.capacity"
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -299,28 +322,35 @@ def check_resources(config: DistillConfig) -> None:
                 else f"student.cpus: the learner reserves {wanted[resource]:g} {resource}, {free:g} is free"
             )
         time.sleep(0.1)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     for section, one in (("student", learner), *([] if config.elastic else [("generator", others[0])])):
-        if all(lacking(one, node) for node in nodes):
+        if all(lacking(one, node["Resources"]) for node in nodes):
             raise UserError(f"{section}.cpus: no node has what one such actor reserves ({one}); lower it, or its GPUs")
-    if not config.elastic and (most := places(learner, others[0], nodes)) < len(others):
+    if not config.elastic and (most := places(learner, others[0], nodes, wanted_label)) < len(others):
         raise UserError(
             f"generator.actors: {generator.actors} actors, of which each needs a place on one node, and nodes have "
             f"{most} beside the learner; lower generator.actors, generator.cpus or generator.gpus"
         )
 
 
-def places(learner: Mapping[str, float], generator: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int:
-    """Generators that fit the nodes, each whole on one, beside a learner that lies where it hinders least."""
+def places(
+    learner: Mapping[str, float],
+    generator: Mapping[str, float],
+    nodes: Sequence[Mapping[str, Any]],
+    labels: Mapping[str, str],
+) -> int:
+    """Generators that fit Ray's nodes, each whole on one, beside a learner that lies where it hinders least.
 
-    def fitting(node: Mapping[str, float], taken: Mapping[str, float]) -> int:
-        room = [(node.get(name, 0.0) - taken.get(name, 0.0), wanted) for name, wanted in generator.items() if wanted]
+    Those nodes count for the learner that have its labels.
+    """
+
+    def fitting(node: Mapping[str, Any], taken: Mapping[str, float]) -> int:
+        left = {name: node["Resources"].get(name, 0.0) - taken.get(name, 0.0) for name in generator}
         # Shares of a GPU add up to a little more or less than the whole.
-        return min((int(left / wanted + 1e-6) for left, wanted in room), default=len(nodes))
+        return min((int(left[name] / amount + 1e-6) for name, amount in generator.items() if amount), default=2**31)
 
-    whole = sum(fitting(node, {}) for node in nodes)
-    costs = [fitting(node, {}) - fitting(node, learner) for node in nodes if not lacking(learner, node)]
-    return whole - min(costs, default=0)
+    its = [n for n in nodes if labels.items() <= n["Labels"].items() and not lacking(learner, n["Resources"])]
+    return sum(fitting(n, {}) for n in nodes) - min((fitting(n, {}) - fitting(n, learner) for n in its), default=0)
 
 
 def label(config: DistillConfig) -> dict[str, str] | None:

@@ -6,6 +6,7 @@ that it only passes on. With Ray both are references, so observations go from a 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -45,6 +46,8 @@ PRUNING_SAMPLES = 2048
 FACTORING_SAMPLES = 8192
 #: The same for the fit of a wide residual student, for which the generators' steps are taken.
 FITTING_SAMPLES = 1024
+#: Parameters of glibc's mallopt (malloc.h), and bytes of freed memory that a process keeps.
+M_TRIM_THRESHOLD, M_MMAP_MAX, KEPT_BYTES = -1, -4, 512 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,5 +277,13 @@ class LocalWorkers:
 
 
 def use_threads(cpus: float) -> None:
-    """Give PyTorch as many threads as the actor reserved CPUs, at least one."""
+    """Give PyTorch as many threads as the actor reserved CPUs, at least one, and let the process keep freed memory.
+
+    A step takes and frees the same tens of megabytes as the one before. Handing them back to the kernel in between,
+    which then clears every page anew, took a third of the time.
+    """
     torch.set_num_threads(max(1, int(cpus)))
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):  # glibc's
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -115,8 +115,9 @@ class ObservationSpec:
                 f"observation.low: {self.low} to observation.high: {self.high} is more than uint8 holds; "
                 "state bounds within 0 and 255"
             )
-        # A network that reads bytes as they are spans 255 of them; a picture of few levels may have a small one.
-        if self.is_image and self.dtype == "uint8" and float((high - low).max()) > 300 * min(self.std):
+        # Those of values from 0 to 1; a network that reads bytes as they are has 0 and 1.
+        small = max(self.std) < 1 and max(self.mean) <= 1 and float((high - low).max()) > 300 * min(self.std)
+        if small and self.is_image and self.dtype == "uint8":
             raise UserError(
                 f"observation.std: {list(self.std)} of bytes; mean and std are in the pixels' own units: give those of "
                 "values from 0 to 1 times 255"
@@ -182,8 +183,11 @@ class ObservationSpec:
         mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
         if self.is_image:
             mean, std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
-        # A copy is changed in place: of pictures, memory is most of the time.
-        x = (x - mean) / std if observations.dtype == torch.float32 else x.sub_(mean).div_(std)
+        if observations.dtype == torch.float32:
+            x = (x - mean) / std
+        else:
+            # A copy is changed in place, if there is something to change: of pictures, memory is most of the time.
+            x = (x.sub_(mean) if any(self.mean) else x).div_(std)
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
     def quantise(self, observations: Tensor) -> Tensor:

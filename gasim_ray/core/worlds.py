@@ -151,7 +151,8 @@ def bounced(world: World, place: Tensor, velocity: Tensor) -> Tensor:
     one, another = (-reach - start) / moved, (reach - start) / moved
     first = torch.minimum(one, another).amax(-1).clamp_min(0)
     last = torch.maximum(one, another).amin(-1).clamp_max(1)
-    touches = (first < last) & paddle.unsqueeze(1)
+    beside = ((velocity == 0).unsqueeze(2) & (start.abs() >= reach)).any(-1)
+    touches = (first < last) & ~beside & paddle.unsqueeze(1)
     other = touches.float().argmax(2, keepdim=True)
 
     def of_other(values: Tensor) -> Tensor:

@@ -7,4 +7,7 @@ from gasim_ray.methods.facts import TeacherFacts, Tree
 
 def preset(teacher: TeacherFacts) -> Tree:
     """Uniform observations, never improved."""
-    return {"generator": {"kind": "direct", "prior": ["uniform"], "steps": 0}}
+    return {
+        "generator": {"kind": "direct", "prior": ["uniform"], "steps": 0},
+        "pool": {"capacity": teacher.pooled(100_000)},
+    }

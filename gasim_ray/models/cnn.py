@@ -123,7 +123,8 @@ class CNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Float pictures (N, channels, height, width) -> logits or Q-values (N, outputs)."""
         for layer, padding in zip(self.convolutions, self.padding, strict=True):
-            x = self.activation(layer(functional.pad(x, padding)))
+            # Padding by nothing would be a copy.
+            x = self.activation(layer(functional.pad(x, padding) if any(padding) else x))
         features = x.flatten(1)
         outputs: Tensor = self.head(features)
         if self.value is None:

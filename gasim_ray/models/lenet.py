@@ -24,10 +24,11 @@ class PooledConvolution(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """(N, inputs, height, width) -> (N, outputs, (height - size + 1) / 2, ...); once padded, height is even."""
         placed = [F.pad(self.weight, (x, 1 - x, y, 1 - y)) for y in (0, 1) for x in (0, 1)]
-        folded = F.pixel_unshuffle(F.pad(input, (self.margin,) * 4), 2)
+        padded = F.pad(input, (self.margin,) * 4) if self.margin else input
+        folded = F.pixel_unshuffle(padded, 2)
         bias = None if self.bias is None else self.bias.repeat(4)
-        blocks = torch.stack(F.conv2d(folded, F.pixel_unshuffle(torch.cat(placed), 2), bias).chunk(4, dim=1))
-        return blocks.amax(0).relu()
+        blocks = F.conv2d(folded, F.pixel_unshuffle(torch.cat(placed), 2), bias)
+        return blocks.reshape(len(blocks), 4, -1, *blocks.shape[2:]).amax(1).relu()
 
 
 class LeNet5(nn.Module):

@@ -213,12 +213,15 @@ def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool)
     except ValueError as error:
         raise _damaged(out, error) from error
     _check_same(settings, saved["settings"], f"the checkpoint in {out}")
-    return _State(**saved["state"])
+    state = saved["state"]
+    # Older checkpoints hold the last one's alone.
+    return _State(**{"best_entropy": state.get("entropy"), **state})
 
 
 def _check_same(settings: PolicyTraining, known: dict[str, Any], where: str) -> None:
     """Raise UserError if what is there was trained with other settings, as far as it tells them."""
-    for name in ("env", "algo", "hidden", "network", "width", "seed"):
+    network = ("network", "width") if is_atari(settings.env) else ("hidden",)
+    for name in ("env", "algo", *network, "seed"):
         given = getattr(settings, name)
         before = known.get(name, given)
         if name == "hidden":  # a list where it is from a file

@@ -213,7 +213,10 @@ def parse_sweep(file: Path, arguments: Sequence[str] = ()) -> Sweep:
         raise UserError(f"{file}: format {made_by} is of another version; this one reads {FORMAT}; start a new sweep")
     _check_keys(tree)
     of_base, rest = _of_base(arguments)
-    tree["base"] = with_settings(tree["base"], of_base)
+    try:
+        tree["base"] = with_settings(tree["base"], of_base)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"base: {', '.join(of_base)} lies beneath what is no section; leave it out") from error
     parser = make_parser()
     return Sweep(**parser.instantiate_classes(parse(parser, tree, rest)).as_dict())
 
@@ -226,8 +229,12 @@ def _of_base(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         name, equals, value = left.pop(0).partition("=")
         if not name.startswith("--base."):
             rest.append(name + equals + value)
-        elif equals or left:
-            settings[name.removeprefix("--base.")] = yaml.safe_load(value if equals else left.pop(0))
+        elif equals or (left and not left[0].startswith("--")):
+            given = value if equals else left.pop(0)
+            try:
+                settings[name.removeprefix("--base.")] = yaml.safe_load(given)
+            except yaml.YAMLError as error:
+                raise UserError(f"{name.removeprefix('--')}: {given!r} is no YAML; mend it") from error
         else:
             raise UserError(f"{name.removeprefix('--')}: no value; give one after it")
     return settings, rest
