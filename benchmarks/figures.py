@@ -18,12 +18,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
+from cycler import cycler
 
 from benchmarks.cells import CONTROLS, ROOT, current_results, remark, suite_names
 from benchmarks.sweep_tables import DIVERSITY, FRESH_SEEDS, TRIALS, diverse
 from benchmarks.tables import mean_shares, merged_tasks, scaled
 
-#: Of twenty methods.
+#: Of twenty methods; those beyond have broken lines.
 COLOURS = plt.colormaps["tab20"].colors
 
 
@@ -104,16 +105,16 @@ def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
 def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
     """Write how one task's students came nearer to their teacher with what was invented, the first seed of each.
 
-    Returns the figure's path.
+    The legend begins with the one that ends nearest. Returns the figure's path.
     """
     scored = any(line.get("growth_scores") for line in lines)
     figure, panels = plt.subplots(1, 2 + scored, figsize=(11 + 4 * scored, 5.2), layout="constrained")
     left, right, *third = panels
     for axes in panels:
-        axes.set_prop_cycle(color=COLOURS)
+        axes.set_prop_cycle(cycler(linestyle=["-", "--"]) * cycler(color=COLOURS))
         axes.set(xlabel="synthetic observations", xscale="log")
         axes.grid(alpha=0.3, which="both")
-    for first, *_ in by_method(lines):
+    for first in sorted((first for first, *_ in by_method(lines)), key=lambda line: line["growth"][-1][-1]):
         _, observations, agreement, kl = zip(*first["growth"], strict=True)
         left.plot(observations, kl, marker=".", label=named(first))
         right.plot(observations, [100 * share for share in agreement], marker=".")
