@@ -53,9 +53,10 @@ def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict
     assert path.name == "small-cartpole-growth.png"
     assert path.stat().st_size > 1000
     kl, agreement, returns = (points(axes) for axes in saved[0].axes)
-    assert kl == [[[100.0, 0.2], [200.0, 0.1]], [[150.0, 0.02]]]
-    assert agreement == [[[100.0, 50.0], [200.0, 60.0]], [[150.0, 50.0]]]
-    assert returns[1] == [[150.0, 12.0]]
+    # What ends nearest comes first.
+    assert kl == [[[150.0, 0.02]], [[100.0, 0.2], [200.0, 0.1]]]
+    assert agreement == [[[150.0, 50.0]], [[100.0, 50.0], [200.0, 60.0]]]
+    assert returns[0] == [[150.0, 12.0]]
 
 
 def test_a_game_s_table_shows_how_far_students_are_from_random(
@@ -82,6 +83,10 @@ def test_a_game_s_table_shows_how_far_students_are_from_random(
         "| 0.0123 | 98.7 % | 4,000 |",
         "| later | `noise` |  |  | not measured |  |  |  |  |  |  |",
     ]
+    newest = {name: {**line, "constant_kl": 0.45678} for name, line in results.items()}
+    assert game_rows(cells_, newest)[5] == (
+        "| cartpole | teacher's mean policy, whatever is seen |  |  |  |  |  |  | 0.457 |  |  |"
+    )
     monkeypatch.setattr(game_tables, "SHORT", ("noise", "gasim"))
     assert short_rows(cells_, results)[2:] == [
         "| teacher, return |  | 10.0 | not measured |",
