@@ -274,14 +274,14 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
     scores = {"teacher": own, "student": found, "untrained": fresh}
     if task.metric == "return":
         scores["random"] = random_score(cell.config.teacher, cell.episodes)
-    stuck = {name: each.sticky for name, each in scores.items() if each.sticky is not None}
-    games = {
-        "sticky": {name: interval.mean for name, interval in stuck.items()},
-        "sticky_intervals": {name: [interval.low, interval.high] for name, interval in stuck.items()},
+    sticky = {name: each.sticky for name, each in scores.items() if each.sticky is not None}
+    of_games = {
+        "sticky": {name: interval.mean for name, interval in sticky.items()},
+        "sticky_intervals": {name: [interval.low, interval.high] for name, interval in sticky.items()},
         "constant_kl": constant_kl(expected, teacher.config.output_scale),
     }
     return {
-        **(games if stuck else {}),
+        **(of_games if sticky else {}),
         "metric": task.metric,
         "teacher_score": own.interval.mean,
         "student_score": found.interval.mean,

@@ -32,8 +32,8 @@ Distils a teacher into a student; CONFIG.yaml may be an earlier run's folder. Ct
   --overwrite     replace what is in --out
 """
 
-#: Options that take no value, or need none.
-SWITCHES = ("--local", "--synchronous", "--elastic", "--resume", "--overwrite")
+#: Options that need no value, and those that take none.
+SWITCHES, FLAGS = ("--local", "--synchronous", "--elastic"), ("--resume", "--overwrite")
 
 TUNE_USAGE = """gasim tune SWEEP.yaml [--out DIR] [--overwrite] [--key value ...], or gasim tune --resume DIR
 
@@ -75,7 +75,7 @@ def distill_command(arguments: list[str]) -> None:
         print(DISTILL_USAGE.format(tasks=", ".join(TASKS)))
         print(make_parser().format_help().partition("\n\n")[2])
         return
-    flags = {flag: flag in arguments for flag in ("--resume", "--overwrite")}
+    flags = {flag: flag in arguments for flag in FLAGS}
     settings = [a for a in arguments if a not in flags]
     file = leading_file(settings)
     folder = Path(file) if file and Path(file).is_dir() else None
@@ -97,7 +97,7 @@ def leading_file(arguments: list[str]) -> str | None:
         return arguments.pop(0)
     for before, argument in pairwise(arguments):
         # Behind the name of an option that takes one it is its value.
-        valued = before.startswith("-") and "=" not in before and before not in SWITCHES
+        valued = before.startswith("-") and "=" not in before and before not in (*SWITCHES, *FLAGS)
         if argument.endswith((".yaml", ".yml")) and not valued:
             raise UserError(f"arguments: {argument} stands behind an option; give it first")
     return None
@@ -109,9 +109,7 @@ def with_switches(arguments: list[str]) -> list[str]:
     for index, argument in enumerate(arguments):
         following = arguments[index + 1 : index + 2]
         alone = not following or following[0].startswith("--")
-        given.append(
-            f"{argument}=true" if argument in ("--local", "--synchronous", "--elastic") and alone else argument
-        )
+        given.append(f"{argument}=true" if argument in SWITCHES and alone else argument)
     return given
 
 

@@ -187,15 +187,14 @@ def check_method(tree: Mapping[str, Any], method: str, facts: methods.TeacherFac
     if named == method:
         return
     before, after = (method_parser(str(name), facts).get_defaults() for name in (named, method))
-    for key in (
-        f"{section}.{name}" for section in methods.preset(str(named), facts) for name in tree.get(section) or {}
-    ):
-        section, _, name = key.partition(".")
-        if plain(tree[section][name]) == plain(before.get(key)) != plain(after.get(key)):
-            raise UserError(
-                f"method: {method!r} over a configuration of {named!r} whose {key} would stay; take that and the "
-                "others of its preset out of it, or start from --teacher"
-            )
+    for section in methods.preset(str(named), facts):
+        for name, value in (tree.get(section) or {}).items():
+            key = f"{section}.{name}"
+            if plain(value) == plain(before.get(key)) != plain(after.get(key)):
+                raise UserError(
+                    f"method: {method!r} over a configuration of {named!r} whose {key} would stay; take that and the "
+                    "others of its preset out of it, or start from --teacher"
+                )
 
 
 @cache

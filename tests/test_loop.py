@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import tiny
 import torch
 
 from gasim_ray.actors.loop import UPDATES_IN_FLIGHT, Loop, Progress, mixed
-from gasim_ray.actors.ray_workers import RayWorkers, check_resources, places
+from gasim_ray.actors.ray_workers import RayWorkers, check_resources, not_started, places
 from gasim_ray.actors.workers import LocalWorkers, Workers
 from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.errors import UserError
@@ -183,6 +184,37 @@ def test_a_killed_generator_actor_is_replaced(
     assert found.progress.observations >= 6_000
     assert killer.successor is not None
     assert killer.successor != killer.halted
+
+
+def fails(error: BaseException) -> Any:
+    """An actor whose constructor raises."""
+
+    class Failing:
+        def __init__(self) -> None:
+            raise error
+
+    return ray.remote(num_cpus=0)(Failing).remote()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            UserError("student.architecture: 'mine:Net' cannot be imported"),
+            "student.architecture: 'mine:Net' cannot be",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "generator.actors: .* did not start .*lower"),
+        (TypeError("a fault of the program"), None),
+    ],
+)
+def test_why_an_actor_did_not_start_is_told_if_the_user_can_mend_it(
+    error: BaseException, told: str | None, on_cluster: None
+) -> None:
+    with pytest.raises(ray.exceptions.RayActorError) as caught:
+        ray.get(fails(error).__ray_ready__.remote())
+    mistake = not_started(caught.value)
+    assert mistake is None if told is None else re.match(told, str(mistake))
+    assert "\n" not in str(mistake)
 
 
 def test_generators_have_places_beside_the_learner_where_its_label_lets_it_be() -> None:

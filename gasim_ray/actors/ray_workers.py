@@ -29,6 +29,7 @@ from gasim_ray.actors.workers import (
     Answer,
     BatchLost,
     WorkerLost,
+    keep_memory,
     make_learner,
     make_prior,
     make_synthesizer,
@@ -60,6 +61,7 @@ class GeneratorActor:
         self.name = f"{config.run_folder().name} generator {actor}"
         log.warning("%s: begins on %s", self.name, ray.util.get_node_ip_address())
         use_threads(config.generator.cpus)
+        keep_memory()
         device = "cuda" if config.generator.gpus > 0 else "cpu"
         prior = make_prior(teacher, config, device)
         self.synthesizer: Synthesizer = make_synthesizer(teacher, config, actor, device, prior)
@@ -88,6 +90,7 @@ class LearnerActor:
         self.name = f"{config.run_folder().name} learner"
         log.warning("%s: begins on %s", self.name, ray.util.get_node_ip_address())
         use_threads(config.student.cpus)
+        keep_memory()
         self.learner: Learner = make_learner(teacher, config, config.device, make_prior(teacher, config, "cpu"))
 
     def __repr__(self) -> str:

@@ -217,6 +217,7 @@ class LocalWorkers:
     def __init__(self, teacher: Model, config: DistillConfig, prior: Prior | None = None) -> None:
         self.threads = torch.get_num_threads()
         use_threads(config.student.cpus)
+        keep_memory()
         # The student's normaliser is taken from samples on the CPU, whatever the device: other devices draw others.
         self.learner = make_learner(teacher, config, config.device, prior or make_prior(teacher, config, "cpu"))
         prior = prior or make_prior(teacher, config, config.device)
@@ -277,13 +278,17 @@ class LocalWorkers:
 
 
 def use_threads(cpus: float) -> None:
-    """Give PyTorch as many threads as the actor reserved CPUs, at least one, and let the process keep freed memory.
+    """Give PyTorch as many threads as the actor reserved CPUs, at least one."""
+    torch.set_num_threads(max(1, int(cpus)))
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, where its allocator is glibc's.
 
     A step takes and frees the same tens of megabytes as the one before. Handing them back to the kernel in between,
     which then clears every page anew, took a third of the time.
     """
-    torch.set_num_threads(max(1, int(cpus)))
     library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # glibc's
+    if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

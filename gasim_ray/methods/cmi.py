@@ -40,6 +40,6 @@ def preset(teacher: TeacherFacts) -> Tree:
             "bound": 4.0,
             "contrastive": 0.8 if teacher.observation.is_image else 0.0,
         },
-        "pool": {"replay": 1.0, "capacity": teacher.pooled(100_000)},
+        "pool": {"replay": 1.0, "capacity": 100_000},
         "student": {"batch_size": 128, "steps": 25, "learning_rate": 2e-3, "temperature": 20.0},
     }

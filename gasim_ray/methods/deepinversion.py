@@ -36,6 +36,6 @@ def preset(teacher: TeacherFacts) -> Tree:
             "divergence": "js",
             "bound": 1.0,
         },
-        "pool": {"replay": 1.0, "capacity": teacher.pooled(50_000)},
+        "pool": {"replay": 1.0, "capacity": 50_000},
         "student": {"batch_size": 256, "steps": 50, "learning_rate": 2e-3},
     }

@@ -29,6 +29,7 @@ class TeacherFacts:
         """Whether it reads single pictures in colours."""
         return self.observation.is_image and self.observation.stack == 1 and self.observation.channels > 1
 
-    def pooled(self, most: int) -> int:
-        """How many observations a pool holds: `most`, or as many large pictures as fit POOL_BYTES."""
-        return min(most, POOL_BYTES // (prod(self.observation.shape) * self.observation.torch_dtype.itemsize))
+    @property
+    def pooled(self) -> int:
+        """How many of its observations fit POOL_BYTES."""
+        return POOL_BYTES // (prod(self.observation.shape) * self.observation.torch_dtype.itemsize)

@@ -38,6 +38,6 @@ def preset(teacher: TeacherFacts) -> Tree:
             "masked": True,
             "bound": 4.0,
         },
-        "pool": {"replay": 1.0, "capacity": teacher.pooled(100_000)},
+        "pool": {"replay": 1.0, "capacity": 100_000},
         "student": {"batch_size": 256, "steps": 10, "learning_rate": 2e-3, "temperature": 20.0},
     }

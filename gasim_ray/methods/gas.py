@@ -27,6 +27,6 @@ def preset(teacher: TeacherFacts) -> Tree:
             "reset_every": 30,
         },
         "objective": {"one_hot": 1.0, "activation": 0.1, "entropy": 5.0, "adversarial": 1.0, "bound": 4.0},
-        "pool": {"replay": 1.0, "capacity": teacher.pooled(50_000)},
+        "pool": {"replay": 1.0, "capacity": 50_000},
         "student": {"batch_size": 256, "steps": 5, "learning_rate": 2e-3},
     }

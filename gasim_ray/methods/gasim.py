@@ -73,7 +73,7 @@ def image_preset(teacher: TeacherFacts) -> Tree:
     return {
         "generator": {"kind": "direct", "actors": 1, "blur": 1.0, **own["generator"]},
         "objective": {"adversarial": 0.3, "bound": 4.0, **own["objective"]},
-        "pool": {"capacity": teacher.pooled(200_000), "hard": 0.5, "fade": 0.5},
+        "pool": {"capacity": 200_000, "hard": 0.5, "fade": 0.5},
         "student": {
             "init": "auto",
             "batch_size": 256,

@@ -7,7 +7,4 @@ from gasim_ray.methods.facts import TeacherFacts, Tree
 
 def preset(teacher: TeacherFacts) -> Tree:
     """Uniform observations, never improved."""
-    return {
-        "generator": {"kind": "direct", "prior": ["uniform"], "steps": 0},
-        "pool": {"capacity": teacher.pooled(100_000)},
-    }
+    return {"generator": {"kind": "direct", "prior": ["uniform"], "steps": 0}}

@@ -16,11 +16,11 @@ class Progress:
     budget_seconds: float
     #: Environment steps of a policy, optimiser steps of a classifier.
     steps: int
-    #: What `score` and `best` are: `mean return` or `test accuracy`.
+    #: What `score` is: `test accuracy`, `mean return`, or of a game `clipped return of a life`.
     metric: str
     #: The latest figure: a policy's mean return while it explores, a classifier's accuracy; None before the first.
     score: float | None = None
-    #: The best figure of a greedy policy, the latest of a classifier; None before the first evaluation.
+    #: The best mean return of a greedy policy, the latest accuracy of a classifier; None before the first evaluation.
     best: float | None = None
     #: The figure at which the training stops early; None for never.
     goal: float | None = None
