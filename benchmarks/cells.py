@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gasim_ray.config import DistillConfig, build_config, merged, plain
+from gasim_ray.config import DistillConfig, actor_configs, build_config, merged, plain
 from gasim_ray.core.model import load_config
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import is_atari
@@ -107,8 +107,9 @@ class Cell:
         tree = plain(asdict(self.config))
         # What the learner reserves and how long an actor is waited for decide nothing; older lines know neither.
         del tree["student"]["cpus"], tree["generator"]["timeout"]
+        drawn = {name for own in actor_configs(self.config) for name in own.generator.prior}
         for section, priors in (("scenes", {"scenes"}), ("worlds", {"worlds", "rally"})):
-            if priors.isdisjoint(tree["generator"]["prior"]):
+            if priors.isdisjoint(drawn):
                 del tree[section]
         fields = without_off({**tree, **cell})
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]

@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.cells import Cell, current_results, load_suite, remark
-from gasim_ray.config import build_config, plain
+from gasim_ray.config import build_config, dotted, plain
 from gasim_ray.core.mixture import PRIORS
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.evaluation.datasets import find_source
@@ -125,11 +125,12 @@ def entry(cell: Cell, lines: list[dict[str, Any]], scores: str) -> str:
 
 def own_settings(cell: Cell) -> list[str]:
     """Settings of a cell that are not those of its method, besides the student's architecture and the budget."""
-    usual = plain(asdict(build_config({"teacher": str(cell.teacher), "method": cell.tree["method"]})))
-    sections = {name: values for name, values in cell.tree.items() if isinstance(values, dict) and name != "budget"}
+    usual = dotted(plain(asdict(build_config({"teacher": str(cell.teacher), "method": cell.tree["method"]}))))
     return [
-        f"`{section}.{key}` {value}"
-        for section, values in sections.items()
-        for key, value in values.items()
-        if key != "architecture" and usual[section][key] != value
+        f"`{key}` {value}"
+        for key, value in dotted(cell.tree).items()
+        if ("." in key or key == "actor_settings")
+        and not key.startswith("budget.")
+        and key != "student.architecture"
+        and usual[key] != value
     ]

@@ -32,6 +32,10 @@ from gasim_ray.core.settings import (
 from gasim_ray.core.worlds import WorldSettings
 from gasim_ray.errors import UserError
 
+#: Sections of which generator actors may have settings of their own, and what of these is the loop's.
+OF_AN_ACTOR = ("generator", "objective", "scenes", "worlds")
+SHARED_BY_ACTORS = tuple(f"generator.{n}" for n in ("actors", "per_actor", "in_flight", "timeout", "cpus", "gpus"))
+
 # The text under a field is its --help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -81,6 +85,11 @@ class DistillConfig:
     snapshot_seconds: float = 0.0
     """Seconds between copies of the student, kept in snapshots/ for a curve of what it had learnt when; 0 for none."""
 
+    actor_settings: tuple[dict[str, dict[str, Any]], ...] = ()
+    """What generator actors have of their own over the settings below, in turn: trees of sections generator, objective,
+    scenes and worlds, such as [{"generator": {"prior": ["scenes"]}}, {"objective": {"adversarial": 3.0}}]. What the
+    student starts with is taken from the settings below alone."""
+
     student: StudentSettings = field(default_factory=StudentSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
     scenes: SceneSettings = field(default_factory=SceneSettings)
@@ -107,6 +116,9 @@ class DistillConfig:
                 f"student.batch_size: {self.student.batch_size} is more than generator.batch_size "
                 f"({self.generator.batch_size}), and pool.replay {self.pool.replay} < 1 takes fresh observations"
             )
+        if len(self.actor_settings) > self.generator.actors:
+            few = f"{len(self.actor_settings)} kinds for {self.generator.actors} actors"
+            raise UserError(f"actor_settings: {few}; give as many generator.actors")
 
     def run_folder(self) -> Path:
         """Where the run is written."""
@@ -128,6 +140,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def dotted(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def make_parser() -> ArgumentParser:
@@ -178,7 +198,30 @@ def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> Distill
     facts = teacher_facts(teacher)
     check_method(tree, method, facts)
     parser = method_parser(method, facts)
-    return instantiate(parser, parse(parser, tree, arguments))
+    config = instantiate(parser, parse(parser, tree, arguments))
+    actor_configs(config)
+    return config
+
+
+def actor_config(config: DistillConfig, actor: int) -> DistillConfig:
+    """The configuration with what one generator actor has of its own; raises UserError for what it cannot have."""
+    if not config.actor_settings:
+        return config
+    index = actor % len(config.actor_settings)
+    own = config.actor_settings[index]
+    try:
+        check_keys(own)
+        for key in [key for key in dotted(own) if key.split(".")[0] not in OF_AN_ACTOR or key in SHARED_BY_ACTORS]:
+            raise UserError(f"{key}: all actors share it; set it beside actor_settings")
+        tree = merged(plain(asdict(config)), {"actor_settings": []}, own)
+        return instantiate(plain_parser(), parse(plain_parser(), tree, []))
+    except UserError as error:
+        raise UserError(f"actor_settings[{index}]: {error}") from error
+
+
+def actor_configs(config: DistillConfig) -> list[DistillConfig]:
+    """Each kind of actor's configuration."""
+    return [actor_config(config, actor) for actor in range(max(1, len(config.actor_settings)))]
 
 
 def check_method(tree: Mapping[str, Any], method: str, facts: methods.TeacherFacts) -> None:

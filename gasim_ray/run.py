@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from gasim_ray.actors.loop import Loop, Progress
 from gasim_ray.actors.workers import LocalWorkers, WorkerLost, Workers, described_start, make_prior, make_student
-from gasim_ray.config import DistillConfig
+from gasim_ray.config import DistillConfig, actor_configs
 from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.distill import check_objective, with_source
 from gasim_ray.core.mixture import most_knowledge
@@ -64,7 +64,8 @@ def distill(
         check_device_is_there(config.device)
     teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
-    check_objective(teacher, config.generator, config.objective)
+    for own in actor_configs(config):
+        check_objective(teacher, own.generator, own.objective)
     with ExitStack() as held, Mirror(config.out) if is_address(config.out) else nullcontext() as mirror:
         folder = RunFolder(mirror.folder if mirror else config.run_folder())
         if mirror and resume:
@@ -292,10 +293,15 @@ def _finish(
 
 def knowledge_level(config: DistillConfig) -> Knowledge:
     """What the run knows beyond bounds and weights: the most that its priors, blur, shifted views or terms assume."""
-    level = most_knowledge(config.generator.prior)
-    generator, objective = config.generator, config.objective
-    assumes_views = generator.views > 1 or objective.contrastive > 0
-    assumes_pictures = assumes_views or generator.blur > 0 or objective.total_variation > 0
+    configs = [config, *actor_configs(config)]
+    level = most_knowledge([name for own in configs for name in own.generator.prior])
+    assumes_pictures = any(
+        own.generator.views > 1
+        or own.generator.blur > 0
+        or own.objective.contrastive > 0
+        or own.objective.total_variation > 0
+        for own in configs
+    )
     return "generic" if level == "bounds" and assumes_pictures else level
 
 

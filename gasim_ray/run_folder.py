@@ -29,7 +29,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from gasim_ray.actors.loop import Progress
-from gasim_ray.config import DistillConfig, parse_config, plain
+from gasim_ray.config import DistillConfig, dotted, parse_config, plain
 from gasim_ray.core.model import Model, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.teachers.folder import replaced_folder
@@ -135,14 +135,6 @@ def read_state(path: Path) -> dict[str, Any]:
         # PyTorch's own text advises to open what may run code.
         raise UserError(f"{path}: cannot be read ({type(error).__name__}); start again with --overwrite") from error
     return state
-
-
-def dotted(tree: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a configuration by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def saved_config(run: Path) -> DistillConfig:

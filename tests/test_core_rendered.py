@@ -243,10 +243,6 @@ def test_other_priors_keep_their_shares_beside_what_is_found(kind: str, made_of:
             {"kind": "rendered", "prior": ("uniform",)},
             r"generator\.prior: \['uniform'\]; .* rendered takes \[scenes\] f",
         ),
-        (
-            {"kind": "evolved", "prior": ("worlds", "scenes"), "families": True},
-            r"generator\.families: True does not go",
-        ),
         ({"kind": "evolved", "prior": ("scenes",)}, r"kind evolved takes \[worlds\]"),
         ({"kind": "evolved", "prior": ("worlds",), "candidates": 2}, r"generator\.candidates: 2 does not go"),
         ({"kind": "rendered", "prior": ("scenes",), "keep_start": True}, r"generator\.keep_start: True does not go"),
@@ -283,6 +279,17 @@ def test_moved_things_stay_what_the_settings_say() -> None:
     assert float(generator.things.tone.abs().max()) == pytest.approx(0.2)
     assert float(generator.things.size.max()) <= 4.0
     assert float(generator.things.speed.abs().max()) <= 2.0
+
+
+def test_moved_bands_still_reach_from_border_to_border() -> None:
+    # One wants every pixel bright, so that nothing becomes smaller.
+    bands = SceneSettings(sprites=0, static=1, bands=1.0, text=0.0, noise=0.0, smallest=4.0, largest=4.0)
+    generator = rendered(bands, steps=3, learning_rate=1.0)
+    generator.improve(lambda x, _: -x.square().mean(), rng("cpu"))
+    assert generator.things is not None
+    there = (generator.things.tone != 0).any(1)[:, 0]
+    assert bool(there.any())
+    assert bool((generator.things.size[there, 0].amax(1) > 70).all())
 
 
 def test_a_batch_is_whole_whatever_its_size() -> None:

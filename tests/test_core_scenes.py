@@ -44,6 +44,35 @@ def test_static_things_stay_and_sprites_move() -> None:
     assert torch.equal(stopped, stopped[:, :1].expand_as(stopped))
 
 
+def test_some_scenes_may_stand_still() -> None:
+    moving = replace(BARE, sprites=8)
+
+    def still(share: float) -> float:
+        stacks = frames(replace(moving, still=share), 400)
+        return float((stacks == stacks[:, :1]).flatten(1).all(1).float().mean())
+
+    assert still(0.0) < 0.15
+    assert 0.3 < still(0.4) < 0.55
+    assert still(1.0) == 1.0
+
+
+def test_bands_reach_from_border_to_border_and_only_things_that_stay_are_bands() -> None:
+    def covered(settings: SceneSettings) -> Tensor:
+        """Share of rows and columns (scenes that hold the thing, 2) that a lone small thing touches."""
+        scene = frames(replace(settings, largest=12.0), 400)[:, 0]
+        thing = scene != scene.flatten(1).median(1).values.reshape(-1, 1, 1)
+        touched = torch.stack([thing.any(2).float().mean(1), thing.any(1).float().mean(1)], 1)
+        return touched[touched[:, 0] > 0]
+
+    bands = covered(replace(BARE, static=1, bands=1.0))
+    assert bool(((bands == 1).sum(1) == 1).all())
+    assert 0.4 < float((bands[:, 0] == 1).float().mean()) < 0.6
+    some = (covered(replace(BARE, static=1, bands=0.3)) == 1).any(1).float().mean()
+    assert 0.2 < float(some) < 0.4
+    for none in (replace(BARE, static=1), replace(BARE, sprites=1, bands=1.0)):
+        assert bool((covered(none) < 0.2).all())
+
+
 @given(seed=st.integers(0, 10_000), largest=st.floats(1.0, 80.0), speed=st.floats(0.0, 100.0))
 def test_a_thing_is_whole_in_every_frame(seed: int, largest: float, speed: float) -> None:
     settings = replace(BARE, sprites=1, largest=largest, speed=speed)
@@ -171,6 +200,8 @@ def test_a_generator_moves_what_starts_as_whole_numbers() -> None:
         ({"contrast": 0.2, "faintest": 0.3}, r"scenes\.faintest: 0\.3 is impossible; give at most 0\.2"),
         ({"looked_at": 1.5}, r"scenes\.looked_at: 1\.5 is impossible; give at most 1"),
         ({"text": 1.5}, r"scenes\.text: 1\.5 is impossible; give at most 1"),
+        ({"bands": 1.5}, r"scenes\.bands: 1\.5 is impossible; give at most 1"),
+        ({"still": -0.5}, r"scenes\.still: -0\.5 is impossible; give at least 0"),
     ],
 )
 def test_impossible_settings(wrong: dict[str, Any], message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import tiny
 import torch
 
 from gasim_ray.actors.workers import LocalWorkers
-from gasim_ray.config import DistillConfig
+from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
 from gasim_ray.core.contrast import REMEMBERED, Contrast
 from gasim_ray.core.distill import new_student
@@ -26,6 +25,7 @@ from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, PoolSettings, StudentSettings
 from gasim_ray.core.synthesizer import Synthesizer, wanted_actions
 from gasim_ray.errors import UserError
+from gasim_ray.run import knowledge_level
 from gasim_ray.teachers import load_teacher
 
 STUDENT = StudentSettings(architecture=tiny.SMALL_NETWORK, batch_size=32, steps=2)
@@ -305,17 +305,63 @@ def test_frames_are_made_and_labelled(prior: str) -> None:
     assert (batch.observations.shape, batch.teacher_answers.shape, info.count) == ((20, 84, 84, 4), (20, 6), 20)
 
 
-def test_each_actor_may_draw_from_a_prior_of_its_own(vector_teacher: Path) -> None:
-    generator = GeneratorSettings(prior=("uniform", "gaussian"), families=True, actors=3, steps=0)
-    student = StudentSettings(architecture=tiny.SMALL_NETWORK)
-    config = DistillConfig(str(vector_teacher), student=student, generator=generator, local=True)
-    teacher = load_teacher(vector_teacher)
+def test_actors_take_settings_of_their_own_in_turn(vector_teacher: Path) -> None:
+    own = [{"generator": {"prior": ["gaussian"], "steps": 2}, "objective": {"adversarial": 3.0}}, {}]
+    student = {"architecture": tiny.SMALL_NETWORK}
+    common = {"prior": ["uniform"], "actors": 3, "steps": 0, "batch_size": 32}
+    tree = {
+        "teacher": str(vector_teacher),
+        "student": student,
+        "generator": common,
+        "actor_settings": own,
+        "local": True,
+    }
+    config = build_config(tree)
+    workers = LocalWorkers(load_teacher(vector_teacher), config)
 
-    def families(config: DistillConfig) -> list[list[str]]:
-        workers = LocalWorkers(teacher, config)
-        return [[type(p).__name__ for p in s.slots[0].generator.prior.priors] for s in workers.synthesizers]
+    def kind(synthesizer: Synthesizer) -> tuple[str, int, float]:
+        prior = synthesizer.slots[0].generator.prior.priors[0]  # type: ignore[attr-defined]
+        return type(prior).__name__, synthesizer.settings.steps, synthesizer.objective.adversarial
 
-    assert families(config) == [["Uniform"], ["Gaussian"], ["Uniform"]]
-    assert families(replace(config, generator=replace(generator, families=False))) == [["Uniform", "Gaussian"]] * 3
-    with pytest.raises(UserError, match=r"^generator\.families: 1 actors for 2 priors; give as many generator\.actors"):
-        GeneratorSettings(prior=("uniform", "gaussian"), families=True, actors=1)
+    common_adversary = config.objective.adversarial
+    assert common_adversary not in (0.0, 3.0)
+    first = ("Gaussian", 2, 3.0)
+    assert [kind(s) for s in workers.synthesizers] == [first, ("Uniform", 0, common_adversary), first]
+    answers = [workers.order(actor, 0, workers.student_weights()) for actor in range(3)]
+    assert [answer.summary.count for answer in answers] == [32, 32, 32]
+    # Vectors are standardised alike by all, by what the common prior draws.
+    normalisers = {str(s.student.config.observation) for s in workers.synthesizers}
+    assert normalisers == {str(workers.learner.student.config.observation)}
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ([{}, {}, {}], r"^actor_settings: 3 kinds for 2 actors; give as many generator\.actors"),
+        ([{}, {"student": {"steps": 3}}], r"^actor_settings\[1\]: student\.steps: all actors share it; set it beside"),
+        ([{"generator": {"actors": 3}}], r"^actor_settings\[0\]: generator\.actors: all actors share it"),
+        (
+            [{"generator": {"priors": ["uniform"]}}],
+            r"^actor_settings\[0\]: generator\.priors: no such key; did you mean gen",
+        ),
+        ([{"generator": {"steps": "many"}}], r"^actor_settings\[0\]: generator\.steps: 'many' is not of type int"),
+        ([{"generator": {"steps": -1}}], r"^actor_settings\[0\]: generator\.steps: -1 is impossible; give at least 0"),
+        ([{"seed": 3}], r"actor_settings: .*3"),
+        ("many", r"actor_settings: .*many"),
+    ],
+)
+def test_settings_that_an_actor_cannot_have(vector_teacher: Path, own: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_config({"teacher": str(vector_teacher), "generator": {"actors": 2}, "actor_settings": own})
+
+
+def test_a_run_knows_what_its_most_knowing_actor_does() -> None:
+    def level(*own: dict[str, Any]) -> str:
+        generator = {"prior": ["uniform"], "actors": 3}
+        teacher = "benchmarks/teachers/pong-ppo-0"
+        return knowledge_level(build_config({"teacher": teacher, "generator": generator, "actor_settings": list(own)}))
+
+    assert level({}) == "bounds"
+    assert level({}, {"generator": {"blur": 1.0}}) == "generic"
+    assert level({"generator": {"prior": ["scenes"]}}, {}) == "generic"
+    assert level({"generator": {"prior": ["scenes"]}}, {}, {"generator": {"prior": ["rally"]}}) == "domain"

@@ -146,8 +146,16 @@ def interrupt(process: subprocess.Popen[str], run: Path) -> tuple[int, str]:
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("kind", ["direct", "network"])
-@pytest.mark.parametrize("mode", ["local", "synchronous"])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("local", "direct"),
+        ("local", "network"),
+        ("synchronous", "direct"),
+        ("synchronous", "network"),
+        ("synchronous", "one of each"),
+    ],
+)
 def test_an_interrupted_run_goes_on_to_the_same_student(
     mode: str,
     kind: str,
@@ -162,9 +170,12 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
         request.getfixturevalue("on_cluster")
     steps = {"local": 1000, "synchronous": 500}[mode]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    own: list[Any] = [{}, {"generator": {"kind": "direct"}}] if kind == "one of each" else []
+    kind = "network" if own else kind
     generator = {"kind": kind, "per_actor": 2, "reset_every": 7, "stagnation": 5, "latent": 4, "steps": 1}
     tree = tiny.tree(vector_teacher, generator=generator, checkpoint_seconds=0.1, budget={"student_steps": steps})
-    config = config_file({**tree, mode: True, "pool": {"capacity": 300, "replay": 0.5, "hard": 0.5}})
+    pool = {"capacity": 300, "replay": 0.5, "hard": 0.5}
+    config = config_file({**tree, mode: True, "actor_settings": own, "pool": pool})
     address = request.getfixturevalue("cluster_address") if mode == "synchronous" else ""
     process = gasim("distill", config, f"--out={stopped}", RAY_ADDRESS=address)
     code, errors = interrupt(process, stopped)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gasim_ray.config import DistillConfig
+from gasim_ray.config import DistillConfig, actor_config
 from gasim_ray.core.answers import check_answers
 from gasim_ray.core.batch import StudentWeights
 from gasim_ray.core.distill import new_student
@@ -177,14 +177,12 @@ def first_batches(student: Model, teacher: Model, prior: Prior | None, config: D
     return torch.cat(made)
 
 
-def make_prior(teacher: Model, config: DistillConfig, device: str, actor: int | None = None) -> Prior | None:
-    """What the configured generators start from, or one actor's; None for those that have a latent vector alone."""
-    if not config.generator.prior:
+def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | None:
+    """What the configured generators start from; None for those that have a latent vector alone."""
+    settings = config.generator
+    if not settings.prior:
         return None
-    settings, names = config.generator, config.generator.prior
-    if settings.families and actor is not None:
-        names = (names[actor % len(names)],)
-    prior: Prior = Mixture(names, teacher, device, config.scenes, config.worlds)
+    prior: Prior = Mixture(settings.prior, teacher, device, config.scenes, config.worlds)
     if settings.candidates:
         prior = Chosen(prior, teacher, settings.candidates, settings.alignment)
     return Contrasted(prior, teacher, settings.contrast) if settings.contrast else prior
@@ -193,11 +191,13 @@ def make_prior(teacher: Model, config: DistillConfig, device: str, actor: int | 
 def make_synthesizer(
     teacher: Model, config: DistillConfig, actor: int, device: str, prior: Prior | None
 ) -> Synthesizer:
-    """The plain generator worker of one actor; `prior` is that of all of them, of which it may have a part."""
+    """The plain generator worker of one actor; `prior` is the common one, in place of which it may have its own."""
     # Its normaliser has to be the learner's, whose samples are drawn on the CPU.
     student = make_student(teacher, config, prior if device == "cpu" else make_prior(teacher, config, "cpu"))
-    own = make_prior(teacher, config, device, actor) if config.generator.families else prior
-    return Synthesizer(teacher, student, own, config, actor, device)
+    if config.actor_settings:
+        config = actor_config(config, actor)
+        prior = make_prior(teacher, config, device)
+    return Synthesizer(teacher, student, prior, config, actor, device)
 
 
 def make_learner(teacher: Model, config: DistillConfig, device: str, prior: Prior | None) -> Learner:

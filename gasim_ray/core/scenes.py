@@ -58,6 +58,12 @@ class SceneSettings:
     text: float = 0.2
     """Share of the things that stay of which rows and columns are struck out at random."""
 
+    bands: float = 0.0
+    """Share of the things that stay which reach from border to border, across the picture or down it."""
+
+    still: float = 0.0
+    """Share of scenes in which nothing moves."""
+
     noise: float = 0.05
     """Share of stacks with noise on every pixel."""
 
@@ -76,9 +82,9 @@ class SceneSettings:
     """Share of the things that lie where the teacher looks (telling_places); the others lie anywhere."""
 
     def __post_init__(self) -> None:
-        numbers = ("sprites", "static", "speed", "text", "noise", "contrast", "faintest", "looked_at")
-        at_most = {"text": 1.0, "noise": 1.0, "looked_at": 1.0, "contrast": 1.0, "sprites": 100.0, "static": 100.0}
-        at_most["faintest"] = self.contrast
+        shares = ("text", "bands", "still", "noise", "looked_at", "contrast")
+        numbers = (*shares, "sprites", "static", "speed", "faintest")
+        at_most = {**dict.fromkeys(shares, 1.0), "sprites": 100.0, "static": 100.0, "faintest": self.contrast}
         check_range(self, {**dict.fromkeys(numbers, 0.0), "smallest": 0.1, "largest": self.smallest}, at_most)
 
 
@@ -192,6 +198,12 @@ class Scenes(Prior):
         last = torch.minimum((middle - size / 2).clamp_min(0), self.extent - size)
         return last - speed * (self.spec.stack - 1)
 
+    def filled(self, count: int, generator: torch.Generator) -> Tensor:
+        """Which sides of things would reach from border to border: (count, things, 2), at most one of each."""
+        shape = (count, self.settings.sprites + self.settings.static, 1)
+        band, across = uniform(generator, shape) < self.settings.bands, uniform(generator, shape) < 0.5
+        return band & torch.cat([~across, across], 2)
+
     def pictured(self, things: Things, softness: float = 0.0) -> Tensor:
         """Stacks (N, frames, colours, height, width) float32, of which tones may add up to beyond the bounds.
 
@@ -243,8 +255,12 @@ class Scenes(Prior):
         moving = (torch.arange(shape[1], device=self.device) < given.sprites).unsqueeze(1)
         size = uniform(generator, shape, log(given.smallest), log(given.largest)).exp() * scale
         size = torch.minimum(size.round().clamp_min(1), self.extent)
+        if given.bands:
+            size = torch.where(self.filled(count, generator) & ~moving, self.extent, size)
         speed = uniform(generator, shape, -given.speed, given.speed) * scale * moving
         speed = speed * (uniform(generator, shape) < 2 / 3)
+        if given.still:
+            speed = speed * (uniform(generator, (count, 1, 1)) >= given.still)
         there = uniform(generator, (count, 1, shape[1])) < 0.5
         tone = uniform(generator, (count, self.colours, shape[1]), -given.contrast, given.contrast)
         if given.faintest:
@@ -279,6 +295,7 @@ def telling_levels(teacher: Model, device: torch.device, settings: SceneSettings
     """
     small, faint = max(settings.smallest, min(SMALL, settings.largest)), min(FAINT, settings.contrast)
     judged = replace(settings, telling=False, looked_at=0.0, largest=small, contrast=faint, faintest=0.0, noise=0.0)
+    judged = replace(judged, bands=0.0, still=0.0)
     scenes, told = Scenes(teacher, device, judged), []
     for odds in torch.eye(LEVELS, device=device):
         scenes.odds = odds

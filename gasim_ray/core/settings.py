@@ -104,9 +104,6 @@ class GeneratorSettings:
     """Distributions that observations start from, in equal shares; a network may have none. What is rendered or evolved
     is made of the first; the others' shares stay as they are drawn."""
 
-    families: bool = False
-    """Let each actor draw from one of the priors alone, in turn, instead of from all of them."""
-
     candidates: int = 0
     """Samples of the prior for each that is used: those are, which the teacher answers most decidedly, as many for
     each action; 0 takes them as they come."""
@@ -218,13 +215,10 @@ class GeneratorSettings:
                 f"generator.alignment: {self.alignment} with generator.candidates 0, of which none can be chosen; "
                 "give candidates, such as 24"
             )
-        if self.families and self.actors < len(self.prior):
-            few = f"{self.actors} actors for {len(self.prior)} priors"
-            raise UserError(f"generator.families: {few}; give as many generator.actors, or leave it out")
         wanted = MADE_OF.get(self.kind)
         moved = ("keep_start", "adam", "blur") if self.kind != "direct" else ()
         drawn = ("candidates", "contrast") if wanted or not self.prior else ()
-        for name in (*moved, *drawn, *(("families",) if wanted else ())):
+        for name in (*moved, *drawn):
             if getattr(self, name):
                 raise UserError(
                     f"generator.{name}: {getattr(self, name)} does not go with a generator of kind {self.kind}"

@@ -118,7 +118,6 @@ def distil_control(
         config.generator,
         kind="direct",
         prior=("uniform",),
-        families=False,
         candidates=0,
         alignment=0.0,
         disputed=0,
@@ -140,6 +139,7 @@ def distil_control(
         local=True,
         elastic=False,
         generator=generator,
+        actor_settings=(),
         objective=ObjectiveSettings(),
         pool=replace(config.pool, replay=1.0),
     )

@@ -23,6 +23,7 @@ FORMAT = 1
 #: underway.
 FIXED_BY_LEARNER = (
     "method",
+    "actor_settings",
     "device",
     "local",
     "synchronous",
