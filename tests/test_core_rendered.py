@@ -15,7 +15,7 @@ from gasim_ray.config import DistillConfig
 from gasim_ray.core.batch import StudentWeights
 from gasim_ray.core.distill import check_objective, generator_loss, new_student
 from gasim_ray.core.evolved import EvolvedGenerator, Seen, chosen, mixed, score, watch
-from gasim_ray.core.generator import Following
+from gasim_ray.core.generator import Following, Objective
 from gasim_ray.core.mixture import Mixture
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.rendered import RenderedGenerator
@@ -27,6 +27,15 @@ from gasim_ray.core.worlds import World, Worlds, WorldSettings
 from gasim_ray.errors import UserError
 
 FRAMES = replace(tiny.ATARI, layout="CHW", shape=(4, 84, 84))
+
+
+#: Observations that a score does not look at.
+UNSEEN = torch.empty(0)
+
+
+def no_objective(observations: Tensor, following: Following | None = None) -> Tensor:
+    """An objective without a term."""
+    return torch.zeros(())
 
 
 def rendered(scenes: SceneSettings | None = None, **changed: Any) -> RenderedGenerator:
@@ -143,14 +152,30 @@ def test_generations_find_worlds_that_the_teacher_speaks_for(teacher: Model) -> 
 
     before = mean_score()
     for step in range(8):
-        generator.improve(lambda x, _=None: x.sum(), rng("cpu", 1, step))
+        generator.improve(no_objective, rng("cpu", 1, step))
     assert mean_score() > before
     assert generator.emit(rng("cpu", 2)).shape == (24, 4, 84, 84)
 
 
+def test_with_an_adversary_worlds_live_on_in_which_the_student_answers_otherwise() -> None:
+    teacher, student = tiny.model(FRAMES), tiny.model(FRAMES, seed=1)
+    terms = ObjectiveSettings(adversarial=100.0, divergence="js")
+
+    def against(observations: Tensor, following: Following | None = None) -> Tensor:
+        return generator_loss(observations, teacher, student, torch.zeros(len(observations)).long(), terms, following)
+
+    def disagreement(objective: Objective) -> float:
+        generator = evolved(teacher)
+        for step in range(8):
+            generator.improve(objective, rng("cpu", 1, step))
+        return -float(against(generator.emit(rng("cpu", 2)))) / 100
+
+    assert disagreement(against) > 1.2 * disagreement(no_objective)
+
+
 def test_a_restored_population_goes_on_as_the_saved_one() -> None:
     first, second = evolved(tiny.model(FRAMES)), evolved(tiny.model(FRAMES))
-    first.improve(lambda x, _: x.sum(), rng("cpu", 1))
+    first.improve(no_objective, rng("cpu", 1))
     second.load_state_dict(tiny.through_file(first.state_dict()))
     assert torch.equal(first.emit(rng("cpu", 2)), second.emit(rng("cpu", 2)))
 
@@ -158,16 +183,16 @@ def test_a_restored_population_goes_on_as_the_saved_one() -> None:
 def test_the_score_speaks_for_information_and_units_in_use_and_against_impossible_values() -> None:
     sure = torch.log_softmax(torch.tensor([[[9.0, 0.0], [0.0, 9.0]], [[9.0, 0.0], [9.0, 0.0]]]), 2)
     features = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 1.0]]])
-    depends, does_not = score(Seen(sure, features, None), 1.0).tolist()
+    depends, does_not = score(Seen(UNSEEN, sure, features, None), 1.0).tolist()
     assert depends == pytest.approx(3.0 + 0.69, abs=0.02)
     assert does_not == pytest.approx(0.0, abs=0.02)
     values = torch.tensor([[0.99, 1.0], [0.99, 3.0], [0.2, 0.6]])
     policy, nothing = sure[1:].expand(3, 2, 2), torch.zeros(3, 2, 1)
-    right, far, wrong = score(Seen(policy, nothing, values), 1.0).tolist()
+    right, far, wrong = score(Seen(UNSEEN, policy, nothing, values), 1.0).tolist()
     assert (right, far) == (pytest.approx(0.0, abs=0.01), pytest.approx(-1.0 - 0.5 * 0.98**2, abs=0.01))
     assert wrong == pytest.approx(-0.5 * (0.2 - 0.99 * 0.6) ** 2, abs=0.01)
     even = torch.full((1, 2, 2), 0.5).log()
-    asked = [float(score(Seen(even, nothing[:1], None), 1.0, entropy)) for entropy in (0.69, 0.19)]
+    asked = [float(score(Seen(UNSEEN, even, nothing[:1], None), 1.0, entropy)) for entropy in (0.69, 0.19)]
     assert asked == [pytest.approx(0.0, abs=0.01), pytest.approx(-0.5, abs=0.01)]
 
 
@@ -184,7 +209,7 @@ def test_worlds_are_scored_by_the_entropy_that_the_teacher_s_folder_tells(monkey
         teacher.config = replace(teacher.config, source=source)
         generator = evolved(teacher)
         generator.start(rng("cpu"))
-        generator.improve(lambda x, _: x.sum(), rng("cpu"))
+        generator.improve(no_objective, rng("cpu"))
     assert told == [None, 0.4]
 
 

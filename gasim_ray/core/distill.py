@@ -71,6 +71,8 @@ def generator_loss(
     observations: (N, *shape) float within bounds; labels: (N,) int64, the actions that `label` and `logit` want;
     following: gives the observations a step later, which `bellman` asks for.
     """
+    if not settings.any():  # of generators that go by something else
+        return torch.zeros((), device=observations.device)
     with recorded(teacher, settings) as record:
         outputs, values = teacher.with_value(observations) if teacher.config.value else (teacher(observations), None)
     logits = policy_logits(outputs, teacher.config.output_scale)
@@ -134,11 +136,12 @@ def check_objective(teacher: Model, generator: GeneratorSettings, settings: Obje
             "generator.kind to rendered"
         )
     if generator.kind == "evolved":
-        used = next((n for n in (*TERMS, "value_bound", "entropy_wanted") if getattr(settings, n)), None)
+        others = [name for name in (*TERMS, "value_bound", "entropy_wanted") if name != "adversarial"]
+        used = next((name for name in others if getattr(settings, name)), None)
         if used:
             raise UserError(
-                f"objective.{used}: {getattr(settings, used)}, but evolved generators go by the teacher's answers "
-                "and worlds.value_bound alone; set it to 0"
+                f"objective.{used}: {getattr(settings, used)}, but evolved generators go by the teacher's answers, "
+                "worlds.value_bound and objective.adversarial alone; set it to 0"
             )
         last_dense(teacher, "generator.kind: evolved goes by what a teacher's last dense layer reads, and")
     elif generator.steps and not settings.any():

@@ -4,7 +4,8 @@ A world in which the teacher plays as it was trained to looks so to the teacher:
 (mutual information of state and action) and is as sure as it was in its training, if it says how sure that was, most
 of its units are on at some time and off at another, and its values are within what rewards allow and foretell each
 other (Bellman's equation along the roll-out). Nothing here reads a frame of a game. Worlds are scored on fresh
-roll-outs in each generation, so that luck does not live on.
+roll-outs in each generation, so that luck does not live on. With an adversary those worlds live on, too, in which
+the student answers otherwise.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ COVERAGE, INFORMATION, EXCESS, BELLMAN, ENTROPY = 3.0, 1.0, 1.0, 0.5, 1.0
 
 @dataclass(frozen=True)
 class Seen:
-    """What a teacher answers along roll-outs of several worlds (N) over some decisions (T)."""
+    """What a teacher sees and answers along roll-outs of several worlds (N) over some decisions (T)."""
 
+    #: (N, T, *spec.shape): observations.
+    stacks: Tensor
     #: (N, T, actions): log-probabilities.
     policy: Tensor
     #: (N, T, units): what its last layer reads.
@@ -69,15 +72,21 @@ def watch(prior: Worlds, worlds: World, steps: int, rng: torch.Generator) -> See
     """Let the prior's teacher play in each world for some decisions."""
     teacher = prior.teacher
     features: list[Tensor] = []
-    policies, values = [], []
+    stacks, policies, values = [], [], []
     hook = last_dense(teacher).register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     try:
-        for _, outputs, value in prior.played(worlds, steps, rng):
+        for seen, outputs, value in prior.played(worlds, steps, rng):
+            stacks.append(seen)
             policies.append(log_policy(outputs, teacher.config.output_scale))
             values += [] if value is None else [value]
     finally:
         hook.remove()
-    return Seen(torch.stack(policies, 1), torch.stack(features, 1), torch.stack(values, 1) if values else None)
+    return Seen(
+        stacks=torch.stack(stacks, 1),
+        policy=torch.stack(policies, 1),
+        features=torch.stack(features, 1),
+        values=torch.stack(values, 1) if values else None,
+    )
 
 
 class EvolvedGenerator:
@@ -92,13 +101,15 @@ class EvolvedGenerator:
         """Draw worlds."""
         self.worlds = self.prior.draw(self.count, rng)
 
+    @torch.no_grad()
     def improve(self, objective: Objective, rng: torch.Generator) -> float:
-        """Take the settings' generations; returns minus the mean score before the last. The objective is not asked."""
+        """Take the settings' generations; returns minus the mean score before the last, less the objective of each."""
         assert self.worlds is not None
         value, own = 0.0, self.prior.teacher.config.source.get("entropy")
         for _ in range(self.settings.steps):
             seen = watch(self.prior, self.worlds, SCORED, rng)
-            found = score(seen, self.prior.settings.value_bound, own)
+            against = torch.stack([objective(stacks) for stacks in seen.stacks])
+            found = score(seen, self.prior.settings.value_bound, own) - against
             parents = chosen(self.worlds, found.topk(self.count - self.count // 2).indices)
             self.worlds = joined(parents, self.children(parents, self.count // 2, rng))
             value = -float(found.mean())
