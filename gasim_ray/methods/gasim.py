@@ -9,7 +9,7 @@ further, to the teacher's batch-norm statistics too. For grey pictures of classe
 `generator.candidates` 24 with `generator.alignment` 4.0 bring Fashion-MNIST nearer; of classes of several kinds that
 choice leaves kinds out, so the preset is without (`gasim-aligned` in benchmarks/README.md). A game's frames start from
 scenes in motion and stay as they are. Every order draws a fresh batch, so each is a re-initialisation. Several actors
-may differ in all of this (`actor_settings`); on two cores one was better.
+may differ in all of this (`actor_settings`); on two cores two make fewer observations a second than one does.
 
 The student replays a pool; one of images or games starts as the teacher cut down to its size where that fits
 (core.prune, core.slim, core.svd).
