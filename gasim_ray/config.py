@@ -109,7 +109,7 @@ class DistillConfig:
                 f"generator.gpus: {self.generator.gpus:g}, which only actors of Ray reserve; with local, set it to 0 "
                 "and device to cuda"
             )
-        if self.elastic and (self.local or self.synchronous):
+        if self.elastic and self.ordered:
             raise UserError("elastic: goes with neither local nor synchronous, which wait for every generator")
         if self.pool.replay < 1 and self.student.batch_size > self.generator.batch_size:
             raise UserError(
@@ -119,6 +119,11 @@ class DistillConfig:
         if len(self.actor_settings) > self.generator.actors:
             few = f"{len(self.actor_settings)} kinds for {self.generator.actors} actors"
             raise UserError(f"actor_settings: {few}; give as many generator.actors")
+
+    @property
+    def ordered(self) -> bool:
+        """Whether orders are answered one round after another, so that the run can be repeated."""
+        return self.local or self.synchronous
 
     def run_folder(self) -> Path:
         """Where the run is written."""

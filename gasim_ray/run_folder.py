@@ -214,7 +214,7 @@ class RunFolder:
         except (OSError, yaml.YAMLError, AttributeError) as error:
             raise UserError(f"{self.path}/config.yaml: cannot be read ({type(error).__name__})") from error
         default = dotted(plain(asdict(DistillConfig(config.teacher))))
-        settings = FREE_ON_RESUME + (() if config.local or config.synchronous else FREE_WITHOUT_ORDER)
+        settings = FREE_ON_RESUME + (() if config.ordered else FREE_WITHOUT_ORDER)
         for key, value in dotted(plain(asdict(config))).items():
             free = key in settings or key.split(".")[0] in settings
             # A setting that an older version did not have is as it was then: at its default.

@@ -134,6 +134,19 @@ class Mad(LocalWorkers):
             self.mad.discard(actor)
 
 
+def test_two_batches_of_nan_in_one_update_replace_their_actor_once(vector_teacher: Path) -> None:
+    config = build_config(tiny.tree(vector_teacher, local=True))
+    notes: list[str] = []
+    workers = Mad(config, for_ever=False)
+    loop = Loop(workers, config, lambda: False, lambda loop: None, notes.append)
+    for _ in range(2):
+        loop._take_order(loop._order(1), 1)
+    loop._update(2)
+    loop._finish_updates(list(loop.updates))
+    assert len(notes) == loop.progress.restarts == 1
+    assert loop.progress.observations == 0
+
+
 def test_a_batch_of_nan_costs_its_actor_alone(vector_teacher: Path) -> None:
     config = build_config(tiny.tree(vector_teacher, local=True))
     notes: list[str] = []

@@ -17,8 +17,10 @@ import torch
 
 from gasim_ray.actors.loop import UPDATES_IN_FLIGHT, Loop, Progress, mixed
 from gasim_ray.actors.ray_workers import RayWorkers, check_resources, not_started, places
-from gasim_ray.actors.workers import LocalWorkers, Workers
+from gasim_ray.actors.workers import Answer, BatchLost, LocalWorkers, Workers
 from gasim_ray.config import DistillConfig, build_config
+from gasim_ray.core.batch import BatchInfo
+from gasim_ray.core.learner import LearnerReport
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import load_teacher
 
@@ -93,6 +95,63 @@ def test_a_network_generator_is_restarted_while_a_run_goes_on(config: Callable[.
     found = drive(config(local=True, generator=generator))
     # Ten rounds give each of the four generators five orders; the first lives of two are cut to one order.
     assert found.progress.reinitialisations == 2 * (2 + 2)
+
+
+class Losing(LocalWorkers):
+    """Loses what `lost` says, once: what an order, or an update, was given."""
+
+    def __init__(self, config: DistillConfig, lost: str) -> None:
+        super().__init__(load_teacher(config.teacher), config)
+        self.lost = lost
+        self.replaced: list[int] = []
+        self.numbers: list[tuple[int, int]] = []
+
+    def order(self, actor: int, order: int, weights: Any) -> Answer:
+        self.numbers.append((actor, order))
+        return super().order(actor, order, weights)
+
+    def read(self, summary: Any, timeout: float = 0.0) -> Any:
+        if isinstance(summary, {"order": BatchInfo, "update": LearnerReport, "nothing": ()}[self.lost]):
+            self.lost = "nothing"
+            raise BatchLost("its node is gone")
+        return super().read(summary, timeout)
+
+    def replace(self, actor: int) -> None:
+        self.replaced.append(actor)
+
+
+@pytest.mark.parametrize(
+    ("lost", "told", "restarts", "observations"),
+    [
+        ("order", "warning: generator actor 0 is replaced: its node is gone", 1, 320),
+        ("update", "warning: batches were lost on their way to the learner: its node is gone", 0, 320),
+    ],
+)
+def test_what_goes_with_a_node_is_lost_and_no_more(
+    lost: str, told: str, restarts: int, observations: int, config: Callable[..., DistillConfig]
+) -> None:
+    given = config(local=True, budget={"student_steps": None, "observations": 300})
+    workers, notes = Losing(given, lost), list[str]()
+    progress = Loop(workers, given, lambda: False, lambda loop: None, notes.append).run()
+    assert notes == [told]
+    assert (progress.restarts, len(workers.replaced), progress.observations) == (restarts, restarts, observations)
+    # A lost order is given again under its number, so that the run is the one that loses nothing; no other comes twice.
+    assert workers.numbers.count((0, 0)) == 1 + restarts
+    assert len(set(workers.numbers)) == len(workers.numbers) - restarts
+
+
+def test_a_run_that_goes_on_with_other_actors_gives_no_order_twice(config: Callable[..., DistillConfig]) -> None:
+    states: list[dict[str, Any]] = []
+
+    def keep(loop: Loop, workers: Workers) -> None:
+        states.append(loop.state_dict())
+
+    drive(config(local=True, budget={"student_steps": 20}), keep)
+    state = {**states[-1], "next_order": [3, 7], "generators": []}
+    workers = LocalWorkers(load_teacher(config().teacher), config(local=True, generator={"actors": 3}))
+    loop = Loop(workers, config(generator={"actors": 3}), lambda: False, lambda loop: None)
+    loop.load_state_dict(state)
+    assert loop.next_order == loop.first_order == [7, 7, 7]
 
 
 def test_the_running_mean_starts_at_the_first_value() -> None:

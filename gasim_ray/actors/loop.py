@@ -27,7 +27,7 @@ UPDATES_IN_FLIGHT = 2
 UPDATE_SECONDS = 0.005
 #: Batches that an update takes in at most.
 UPDATE_BATCHES = 16
-#: How much the newest batch counts in the running mean of agreement and staleness.
+#: How much the newest batch counts in running means.
 SMOOTHING = 0.05
 #: Times for each actor that generators may be replaced, none of their batches being taken in meanwhile.
 REPLACEMENTS = 10
@@ -79,7 +79,7 @@ class Loop:
     stop: Callable[[], bool]
     #: Called after every step with the loop; it may write a checkpoint of its `state_dict`.
     report: Callable[[Loop], None]
-    #: Told of every generator actor that is replaced.
+    #: Told of every generator actor that is replaced, and of batches that were lost.
     note: Callable[[str], None] = lambda message: None
     progress: Progress = field(default_factory=Progress)
     #: Seconds that `report` spent on what is no part of the run, such as an evaluation; they do not count.
@@ -112,28 +112,32 @@ class Loop:
         """Run to the end of the budget; returns the last progress."""
         before = self.progress.seconds
         started = time.perf_counter() - before
-        step = self._round if self.config.local or self.config.synchronous else self._pump
+        step = self._round if self.config.ordered else self._pump
         while True:
             self.progress.seconds = time.perf_counter() - started - self.idle
             self.progress.orders_in_flight = len(self.orders)
             self.progress.learner_busy = min(1.0, self.busy / max(1e-9, self.progress.seconds - before))
-            self._measure_budget()
+            self.progress.spent = self._spent()
             self.report(self)
             if self.progress.spent >= 1.0 or self.stop():
                 break
             step()
-        self._drain()
+        self._finish_updates(list(self.updates))
         return self.progress
 
-    def _measure_budget(self) -> None:
+    def _spent(self) -> float:
         p = self.progress
-        p.spent = self.config.budget.spent(p.seconds, p.observations, p.student_steps)
+        return self.config.budget.spent(p.seconds, p.observations, p.student_steps)
 
     def _round(self) -> None:
         for actor in range(len(self.next_order)):
             self._order(actor)
         for answer, actor in list(self.orders.items()):
-            self._take_order(answer, actor, ask_again=True)
+            while not self._take_order(answer, actor):
+                # The same order again, so that the run can be repeated.
+                self.next_order[actor] -= 1
+                self.first_order[actor] -= 1
+                answer = self._order(actor)
         self.arrived.sort(key=lambda item: item[0])
         self._update(len(self.arrived))
         self._finish_updates(list(self.updates))
@@ -144,7 +148,7 @@ class Loop:
                 self._order(actor)
         for answer in self.workers.ready([*self.orders, *self.updates], TICK_SECONDS):
             if answer in self.orders:
-                self._take_order(answer, self.orders[answer], ask_again=False)
+                self._take_order(answer, self.orders[answer])
             elif answer in self.updates:
                 self._finish_updates([answer])
         # Not before what has arrived was read: a checkpoint may have taken longer than an actor may be silent.
@@ -161,15 +165,18 @@ class Loop:
         enough = UPDATE_SECONDS / max(self.batch_seconds, 1e-9)
         return int(min(max(enough, 1), UPDATE_BATCHES))
 
-    def _order(self, actor: int) -> None:
+    def _order(self, actor: int) -> Answer:
         number = self.next_order[actor]
         self.next_order[actor] += 1
         if not self.asked[actor]:
             self.heard[actor] = time.monotonic()
         self.asked[actor] += 1
-        self.orders[self.workers.order(actor, number, self.weights)] = actor
+        answer = self.workers.order(actor, number, self.weights)
+        self.orders[answer] = actor
+        return answer
 
-    def _take_order(self, answer: Answer, actor: int, ask_again: bool) -> None:
+    def _take_order(self, answer: Answer, actor: int) -> bool:
+        """Read what was ordered; False if it was lost, and its actor replaced."""
         del self.orders[answer]
         self.asked[actor] -= 1
         try:
@@ -179,13 +186,7 @@ class Loop:
                 self.weights = self.workers.student_weights()
                 self.workers.read(self.weights)
             self._replace(actor, str(error))
-            if ask_again:
-                self.next_order[actor] -= 1
-                self.first_order[actor] -= 1
-                self._order(actor)
-                again = next(a for a, who in self.orders.items() if who == actor)
-                self._take_order(again, actor, ask_again)
-            return
+            return False
         self.arrived.append((actor, answer, info))
         self.held[actor] += 1
         self.answered.add(actor)
@@ -195,6 +196,7 @@ class Loop:
         p.agreement = mixed(p.agreement, info.agreement)
         p.teacher_seconds = mixed(p.teacher_seconds, info.teacher_seconds)
         p.actors_alive = len(self.answered)
+        return True
 
     def _replace_silent(self) -> None:
         """Replace actors that have not answered their orders for the settings' time."""
@@ -263,15 +265,11 @@ class Loop:
         if info.order >= self.first_order[actor]:
             self._replace(actor, f"a batch of it {fault}")
 
-    def _drain(self) -> None:
-        self._finish_updates(list(self.updates))
-
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; between two steps of the loop."""
-        exact = self.config.local or self.config.synchronous
         return {
             "learner": self.workers.learner_state(),
-            "generators": self.workers.generator_states() if exact else [],
+            "generators": self.workers.generator_states() if self.config.ordered else [],
             "next_order": self.next_order,
             "progress": dict(vars(self.progress)),
             "generations": dict(self.generations),
