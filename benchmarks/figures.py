@@ -34,7 +34,7 @@ def main() -> int:
         lines = list(current_results(suite).values())
         for task in dict.fromkeys(line["task"] for line in lines if line.get("curve")):
             print(draw(suite, task, [line for line in lines if line["task"] == task]))
-        grown = [line for line in current_results(suite).values() if line.get("growth")]
+        grown = [line for line in lines if line.get("growth")]
         for task in dict.fromkeys(line["task"] for line in grown):
             print(draw_growth(suite, task, [line for line in grown if line["task"] == task]))
     images = list(current_results("images").values())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.model import Model, ModelConfig
+from gasim_ray.core.settings import DEFAULT_SECONDS
 from gasim_ray.evaluation.atari import training_games
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.training.actor_critic import initialise
@@ -25,7 +26,7 @@ GAME = "ALE/Pong-v5"
 
 def steps_per_second(play_round: Callable[[], object], config: DistillConfig) -> float:
     """Environment steps a second of some rounds, after one to warm up."""
-    rounds = max(1, round((config.budget.seconds or 60.0) / 4))
+    rounds = max(1, round((config.budget.seconds or DEFAULT_SECONDS) / 4))
     play_round()
     started = time.perf_counter()
     for _ in range(rounds):

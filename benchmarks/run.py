@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.cells import Cell, append_result, current_results, load_suite, matches, suite_names
 from benchmarks.measure import Sitting, Unfinished, evaluation_seconds, limited, record
 from gasim_ray.actors.ray_workers import connect
+from gasim_ray.core.settings import DEFAULT_SECONDS
 from gasim_ray.errors import UserError, exit_code
 from gasim_ray.tasks import TASKS, training_of
 from gasim_ray.training.classifier import ClassifierTraining, train_classifier
@@ -116,8 +117,8 @@ def train_game(cell: Cell, unfinished: Path, left: float) -> bool:
     training = PolicyTraining(**cell.training)
     state = unfinished / "checkpoint" / "state.json"
     spent = json.loads(state.read_text())["state"]["seconds"] if state.exists() else 0.0
-    limited = replace(training, budget_seconds=spent + max(0.0, left - POLICY_EVALUATION))
-    steps = train_policy(limited, unfinished, show, resume=True).config.source["environment_steps"]
+    sitting = replace(training, budget_seconds=spent + max(0.0, left - POLICY_EVALUATION))
+    steps = train_policy(sitting, unfinished, show, resume=True).config.source["environment_steps"]
     return bool(steps >= training.max_steps)
 
 
@@ -126,7 +127,7 @@ def has_time_for(cell: Cell, sitting: Sitting) -> bool:
 
     One that a fresh sitting suffices for waits for that: generators' networks begin anew with each.
     """
-    seconds = cell.config.budget.seconds or 60.0
+    seconds = cell.config.budget.seconds or DEFAULT_SECONDS
     whole = 2 * seconds + 60.0 if cell.kind == "chaos" else seconds + evaluation_seconds(cell)
     long = cell.kind == "distill" and whole > sitting.seconds
     return sitting.left >= (max(PART, evaluation_seconds(cell)) if long else whole)

@@ -15,6 +15,7 @@ from benchmarks.sweep_cost import by_loop, by_sweep, seconds_of
 from gasim_ray.actors.loop import Loop
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.mixture import Mixture
+from gasim_ray.core.settings import DEFAULT_SECONDS
 from gasim_ray.errors import UserError
 from gasim_ray.run import start_workers
 from gasim_ray.teachers import load_teacher
@@ -64,7 +65,7 @@ def rate_of(variant: Callable[[DistillConfig], DistillConfig]) -> Side:
     """Measures observations a second of a whole run: generators, learner and what lies between them."""
 
     def measure(config: DistillConfig) -> float:
-        seconds = (config.budget.seconds or 60.0) / (2 * REPEATS)
+        seconds = (config.budget.seconds or DEFAULT_SECONDS) / (2 * REPEATS)
         run = variant(replace(config, budget=replace(config.budget, seconds=seconds)))
         workers = start_workers(load_teacher(run.teacher), run)
         try:
@@ -81,7 +82,7 @@ def rate_of_prior(name: str) -> Side:
 
     def measure(config: DistillConfig) -> float:
         mixture = Mixture((name,), load_teacher(config.teacher), "cpu", config.scenes)
-        seconds = (config.budget.seconds or 60.0) / (2 * REPEATS)
+        seconds = (config.budget.seconds or DEFAULT_SECONDS) / (2 * REPEATS)
         generator, drawn, threads = torch.Generator().manual_seed(config.seed), 0, torch.get_num_threads()
         torch.set_num_threads(1)
         started = time.perf_counter()

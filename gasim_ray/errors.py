@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from difflib import get_close_matches
 
 
 class UserError(Exception):
@@ -12,6 +13,12 @@ class UserError(Exception):
     The command line prints the message as one line and leaves with exit code 2, so the message names the
     field, the value it had, and what to do instead.
     """
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """What to say of a name that is not among the known ones: the one that is most like it, or else all of them."""
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
 def exit_code(program: str, work: Callable[[], object], after_interrupt: str = "") -> int:

@@ -8,12 +8,11 @@ from __future__ import annotations
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, nearest
 from gasim_ray.evaluation.datasets import find_source, parse_groups
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -65,9 +64,7 @@ def find_task(name: str, groups: str | None = None) -> NamedTask:
     Raises UserError that names the nearest, or if the groups are no partition of the data set's classes.
     """
     if name not in TASKS:
-        near = get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TASKS)}"
-        raise UserError(f"task: {name!r} is not known; {hint}")
+        raise UserError(f"task: {name!r} is not known; {nearest(name, TASKS)}")
     task = TASKS[name]
     if groups is None:
         return task

@@ -190,7 +190,7 @@ def test_a_cell_that_takes_longer_than_the_budget_goes_on_in_the_next_sitting(
     assert spent[-1] <= line["wall_seconds"]
     assert line["sittings"] == len(spent) + 1
     if method != LABELS:
-        assert 4.0 <= line["wall_seconds"] < 4.5
+        assert line["wall_seconds"] >= 4.0
     assert not RunFolder(cell.folder).checkpoint.parent.exists()
 
 
@@ -213,10 +213,11 @@ def test_a_stopped_cell_whose_definition_has_changed_begins_anew(
     (cell,) = load_suite("small")
     with pytest.raises(measure.Unfinished):
         measure.record(cell, measure.Sitting(5.0))
-    assert RunFolder(cell.folder).last_state()["progress"]["seconds"] > 0.5
-    shorter = replace(cell, tree=merged(cell.tree, {"budget": {"seconds": 0.5}}))
+    before = RunFolder(cell.folder).last_state()["progress"]["student_steps"]
+    assert before > 40
+    shorter = replace(cell, tree=merged(cell.tree, {"budget": {"seconds": None, "student_steps": 40}}))
     line = measure.record(shorter)
-    assert 0.5 <= line["wall_seconds"] < 1.0
+    assert 40 <= line["student_steps"] < before
     assert "sittings" not in line
 
 
@@ -228,7 +229,5 @@ def test_an_evaluation_that_was_interrupted_costs_no_distillation(
         broken.setattr(measure, "score", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             measure.record(noise)
-    before = load_model(RunFolder(noise.folder).student)
+    monkeypatch.setattr(measure, "distill", None)  # whoever calls it fails
     assert measure.record(noise)["sittings"] == 2
-    after = load_model(RunFolder(noise.folder).student)
-    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))

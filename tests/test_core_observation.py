@@ -145,7 +145,7 @@ def test_contradictions_are_named(changed: dict[str, Any], said: str) -> None:
     ("changed", "said"),
     [
         ({"bounds": 3}, "bounds: no such field; known: shape, dtype"),
-        ({"hihg": [3]}, "hihg: no such field; did you mean high"),
+        ({"hihg": [3]}, "hihg: no such field; did you mean 'high'"),
         ({"dtype": None}, "dtype: missing; give float32 or uint8"),
         ({"dtype": "float64"}, "dtype: 'float64' does not fit; give float32 or uint8"),
         ({"layout": ["CHW"]}, r"layout: \['CHW'\] does not fit; give vector, CHW or HWC"),

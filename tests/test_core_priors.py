@@ -25,7 +25,12 @@ from gasim_ray.errors import UserError
 #: Name of the prior, name of the spec.
 PRIORS = [("geometry", "vector"), ("undecided", "vector")]
 PRIORS += [(prior, spec) for prior in ("uniform", "gaussian") for spec in tiny.SPECS]
-PRIORS += [(prior, spec) for prior in ("fields", "contours") for spec in tiny.SPECS if spec != "vector"]
+PRIORS += [
+    (prior, spec)
+    for prior in ("fields", "contours", "shapes", "leaves", "nature")
+    for spec in tiny.SPECS
+    if spec != "vector"
+]
 PRIORS += [("patches", spec) for spec in tiny.SPECS if spec != "vector"]
 PRIORS += [("scenes", "84x84x4")]
 

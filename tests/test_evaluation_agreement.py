@@ -12,6 +12,7 @@ from scipy.stats import entropy
 
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
+from gasim_ray.core.prior import random_observations
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import (
     BATCH,
@@ -22,7 +23,7 @@ from gasim_ray.evaluation.agreement import (
     same_action,
 )
 from gasim_ray.evaluation.intervals import mean_interval, proportion_interval
-from gasim_ray.evaluation.latency import latency_ms, random_observations
+from gasim_ray.evaluation.latency import latency_ms
 
 SPEC = ObservationSpec((3,), "float32", "vector", (-1.0,), (1.0,))
 CONFIG = ModelConfig({"name": "mlp", "hidden": [8]}, SPEC, 4, "logits")

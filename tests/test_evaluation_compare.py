@@ -130,8 +130,9 @@ def test_an_interrupted_control_is_made_again(run):
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_run(run, TASK, interrupted)
-    (run / "controls" / "real_observations.partial").mkdir()
-    (run / "controls" / "real_observations.partial" / "config.json").write_text("{")
+    begun = run / "controls" / ".real_observations.new"
+    begun.mkdir()
+    (begun / "config.json").write_text("{")
     distil = Distiller()
     evaluate_run(run, TASK, distil)
     assert len(distil.asked) == 2

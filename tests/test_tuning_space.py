@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import yaml
+from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 from small_sweep import sweep_tree
@@ -104,7 +105,7 @@ def test_settings_reach_every_depth_and_leave_the_rest() -> None:
     [
         ({}, "space: empty"),
         ({"generator.step": {"choice": [1]}}, "space.generator.step: no such key; did you mean generator.steps?"),
-        ({"pool.hard": {"unifrom": [0, 1]}}, "space.pool.hard: 'unifrom' is not known; did you mean uniform?"),
+        ({"pool.hard": {"unifrom": [0, 1]}}, "space.pool.hard: 'unifrom' is not known; did you mean 'uniform'?"),
         ({"pool.hard": 0.5}, "space.pool.hard: 0.5 is no distribution"),
         ({"pool.hard": {"uniform": [0.5, 0.1]}}, "space.pool.hard.uniform: the lower bound 0.5 is above the upper"),
         ({"pool.hard": {"uniform": [0.5]}}, "are not two numbers"),
@@ -157,7 +158,7 @@ def test_a_missing_searcher_says_what_to_install(vector_teacher: Path, monkeypat
         ({"trials": 0}, "sweep.trials: 0 is impossible; give at least 1"),
         ({"concurrent": 0}, "sweep.concurrent: 0 is impossible; give at least 1"),
         ({"trails": 3}, "trails: no such key of a sweep; did you mean trials?"),
-        ({"objective": {"agrement": "max"}}, "no trial reports 'agrement'; did you mean agreement?"),
+        ({"objective": {"agrement": "max"}}, "no trial reports 'agrement'; did you mean 'agreement'?"),
         ({"objective": {"return": "max"}}, "return is reported only with evaluate.enabled: true"),
         ({"objective": {}}, "sweep.objective: empty"),
         ({"objective": {"agreement": "up"}}, "objective"),
@@ -252,7 +253,7 @@ def test_a_setting_of_the_base_leaves_the_others_of_its_section(tmp_path: Path, 
         parse_sweep(file, ["--base.teacher.x", "1"])
 
 
-@pytest.mark.parametrize("file", sorted(Path("tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "tune_configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_sweep_can_be_read(file: Path) -> None:
     sweep = parse_sweep(file)
     space = sweep.dimensions()
@@ -261,8 +262,10 @@ def test_every_shipped_sweep_can_be_read(file: Path) -> None:
 
 
 def test_every_shipped_teacher_has_a_sweep() -> None:
-    teachers = {folder.name for folder in Path("benchmarks/teachers").iterdir() if (folder / "config.json").exists()}
-    assert teachers <= {file.stem for file in Path("tune_configs").glob("*.yaml")}
+    teachers = {
+        folder.name for folder in (REPOSITORY / "benchmarks/teachers").iterdir() if (folder / "config.json").exists()
+    }
+    assert teachers <= {file.stem for file in (REPOSITORY / "tune_configs").glob("*.yaml")}
 
 
 def test_a_dimension_is_what_was_declared() -> None:

@@ -12,6 +12,7 @@ from benchmarks.chaos.cluster import Cluster
 from benchmarks.chaos.faults import FAULTS, RESUMED
 from benchmarks.chaos.scene import Scene
 from gasim_ray.core.model import Model, load_model
+from gasim_ray.core.settings import DEFAULT_SECONDS
 from gasim_ray.errors import UserError
 
 
@@ -26,7 +27,7 @@ def measure_fault(cell: Cell) -> tuple[Model, dict[str, Any]]:
     """
     if cell.method not in FAULTS:
         raise UserError(f"method: {cell.method!r} is no fault; one of {', '.join(FAULTS)}")
-    budget = cell.config.budget.seconds or 60.0
+    budget = cell.config.budget.seconds or DEFAULT_SECONDS
     shutil.rmtree(cell.folder, ignore_errors=True)
     with Cluster() as cluster:
         scene = Scene(cluster, cell.folder.resolve() / "run", dict(cell.tree))

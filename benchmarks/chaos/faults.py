@@ -167,7 +167,6 @@ def mad(kind: str) -> Fault:
         Path(f"{scene.run}.fault").write_text(kind)
         scene.end(budget)
 
-    fault.__doc__ = f"A generator's batches: {kind}."
     return fault
 
 

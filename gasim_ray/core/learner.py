@@ -1,4 +1,4 @@
-"""The student, its optimiser and the pool: the only state of a run that is worth a checkpoint."""
+"""The student, its optimiser and the pool: what a checkpoint of a run is mostly made of."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, nearest
 
 Layout = Literal["vector", "CHW", "HWC"]
 
@@ -217,9 +216,7 @@ class ObservationSpec:
         """Inverse of `to_json`; raises UserError for an unknown or missing field, or one of another type."""
         for name in fields:
             if name not in FORMS:
-                near = get_close_matches(str(name), FORMS, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(FORMS)}"
-                raise UserError(f"observation.{name}: no such field; {hint}")
+                raise UserError(f"observation.{name}: no such field; {nearest(str(name), FORMS)}")
         for name, (form, fits) in FORMS.items():
             if name not in fields and name in REQUIRED:
                 raise UserError(f"observation.{name}: missing; give {form}")

@@ -41,7 +41,7 @@ class Pool:
         self.added += kept
 
     def draw(self, count: int, hard: float, rng: torch.Generator) -> Tensor:
-        """Slots (count,) int64 to replay: a share `hard` with the highest stored loss among as many again times four.
+        """Slots (count,) int64 to replay: a share `hard` has the highest stored loss among four times as many.
 
         The rest, and the candidates, are drawn uniformly with replacement. Raises ValueError if the pool is empty.
         """
@@ -71,7 +71,6 @@ class Pool:
         kept = torch.arange(filled) if unwrapped or filled == self.capacity else (torch.arange(filled) + added) % filled
         kept = kept[-self.capacity :]
         self.observations[: len(kept)] = state["observations"][kept].to(self.observations)
-        answers = state["answers"] if "answers" in state else state["logits"]  # of an older version
-        self.answers[: len(kept)] = answers[kept].to(self.answers)
+        self.answers[: len(kept)] = state["answers"][kept].to(self.answers)
         self.losses[: len(kept)] = state["losses"][kept].to(self.losses)
         self.added = added if filled == self.capacity else len(kept)

@@ -78,3 +78,9 @@ class Gaussian(Prior):
         unit = torch.randn((count, *self.spec.shape), generator=generator, device=self.device)
         middle, spread = (self.low + self.high) / 2, (self.high - self.low) / 4
         return torch.minimum(torch.maximum(middle + spread * unit, self.low), self.high)
+
+
+def random_observations(model: Model, count: int) -> Tensor:
+    """(count, *spec.shape) in the spec's dtype, uniform within the bounds, on the CPU; always the same ones."""
+    spec = model.config.observation
+    return spec.quantise(Uniform(model, "cpu").sample(count, rng("cpu", 0)))

@@ -58,10 +58,9 @@ class RenderedGenerator:
         given, prior = self.prior.settings, self.prior
         far = {name: getattr(self.things, name) + MOVED[name] * step for name, step in moved.items()}
         there, moves = (self.things.tone != 0).any(1, keepdim=True), self.things.speed != 0
-        sides = far["size"].new_tensor([len(side) for side in prior.sides])
-        scale = sides / 84
+        scale = prior.extent / 84
         # A band from border to border is longer than the largest thing, and may stay so.
-        largest = torch.maximum(torch.minimum((given.largest * scale).clamp_min(1), sides), self.things.size)
+        largest = torch.maximum(torch.minimum((given.largest * scale).clamp_min(1), prior.extent), self.things.size)
         return replace(
             self.things,
             ground=far["ground"].clamp(0, 1),

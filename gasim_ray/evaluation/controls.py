@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.tasks import EnvironmentTask, Task
+from gasim_ray.teachers.folder import replaced_folder
 
 ControlKind = Literal["untrained", "random_observations", "real_observations"]
 
@@ -74,9 +74,6 @@ def _source(folder: Path) -> dict[str, str] | None:
 def _keep(model: Model, source: dict[str, str], folder: Path) -> Model:
     """Save a control; its folder appears only when it is whole."""
     model.config = replace(model.config, source=source)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_model(model, partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replaced_folder(folder) as place:
+        save_model(model, place)
     return model.cpu().eval()

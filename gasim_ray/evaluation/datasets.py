@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, nearest
 from gasim_ray.evaluation import readers
 from gasim_ray.evaluation.readers import Images, Labels, Splits, plain_or_gzipped
 
@@ -105,8 +104,10 @@ def load_dataset(name: str, folder: Path | None = None, groups: str = "") -> Dat
     elif place := _image_folder(name, folder):
         dataset = _own(name, place)
     else:
-        searched = ", ".join(map(str, _folders(folder)))
-        raise UserError(f"{_unknown(name)}; nor are there folders {name}/train and {name}/test in {searched}")
+        known, searched = nearest(name, SOURCES), ", ".join(map(str, _folders(folder)))
+        raise UserError(
+            f"dataset: {name!r} is not known; {known}; nor are there folders {name}/train and {name}/test in {searched}"
+        )
     return grouped(dataset, groups) if groups else dataset
 
 
@@ -153,14 +154,8 @@ def _normalisation(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]
 def find_source(name: str) -> Source:
     """The entry of SOURCES; raises UserError that names the nearest."""
     if name not in SOURCES:
-        raise UserError(_unknown(name))
+        raise UserError(f"dataset: {name!r} is not known; {nearest(name, SOURCES)}")
     return SOURCES[name]
-
-
-def _unknown(name: str) -> str:
-    near = get_close_matches(name, SOURCES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
-    return f"dataset: {name!r} is not known; {hint}"
 
 
 def grouped(dataset: Dataset, groups: str) -> Dataset:

@@ -25,10 +25,10 @@ from ray.util import ActorPool
 
 from gasim_ray.actors.ray_workers import RELEASE_SECONDS
 from gasim_ray.core.model import Model, check_finite
+from gasim_ray.core.prior import random_observations
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.environments import channel_axis, check_environment, frame_shape, make_environments
-from gasim_ray.evaluation.latency import random_observations
 
 #: A game has ended if the latest so many steps, a minute, showed less than so many different pictures. A greedy policy
 #: would go on for the half hour that a game may take: in Breakout one that never serves moves nothing but its paddle.

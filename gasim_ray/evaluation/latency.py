@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 
 from gasim_ray.core.model import Model
-from gasim_ray.core.prior import Uniform
-from gasim_ray.core.seeds import rng
+from gasim_ray.core.prior import random_observations
 
 #: A measurement ends after this many answers, or after MAX_SECONDS once there are MIN_ANSWERS.
 MAX_ANSWERS, MIN_ANSWERS, MAX_SECONDS = 200, 5, 1.0
-
-
-def random_observations(model: Model, count: int) -> Tensor:
-    """(count, *spec.shape) in the spec's dtype, uniform within the bounds, on the CPU; always the same ones."""
-    spec = model.config.observation
-    return spec.quantise(Uniform(model, "cpu").sample(count, rng("cpu", 0)))
 
 
 def latency_ms(model: Model, batch_size: int) -> float:

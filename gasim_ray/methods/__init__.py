@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from gasim_ray.core.settings import PoolSettings
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, nearest
 from gasim_ray.methods import cmi, dafl, deepinversion, dfad, fast, gas, gasim, gaussian, noise, prior, zskt
 from gasim_ray.methods.facts import TeacherFacts, Tree
 
@@ -30,9 +29,7 @@ METHODS: dict[str, Callable[[TeacherFacts], Tree]] = {
 def preset(method: str, teacher: TeacherFacts) -> Tree:
     """The settings of a method for this teacher, with a pool that fits memory; raises UserError for an unknown name."""
     if method not in METHODS:
-        near = get_close_matches(method, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}"
-        raise UserError(f"method: {method!r} is not known; {hint}")
+        raise UserError(f"method: {method!r} is not known; {nearest(method, METHODS)}")
     tree = METHODS[method](teacher)
     pool = tree.get("pool", {})
     if teacher.pooled < pool.get("capacity", PoolSettings.capacity):

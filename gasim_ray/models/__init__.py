@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, nearest
 from gasim_ray.models.chance import Chance
 from gasim_ray.models.cnn import CNN
 from gasim_ray.models.impala import Impala
@@ -62,8 +61,7 @@ def build_network(architecture: dict[str, Any], input_shape: tuple[int, ...], ou
     elif name in ARCHITECTURES:
         factory = ARCHITECTURES[name]
     else:
-        near = get_close_matches(name, ARCHITECTURES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ARCHITECTURES)}"
+        hint = nearest(name, ARCHITECTURES)
         raise UserError(f"architecture: {name!r} is not known; {hint} Or give package.module:factory")
     try:
         network = factory(input_shape, outputs, **settings)

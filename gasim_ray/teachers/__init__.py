@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 
 from gasim_ray.core.geometry import Geometry
 from gasim_ray.core.model import Model, check_finite, check_network, load_model, save_model
-from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.outputs import q_value_scale
-from gasim_ray.core.prior import Prior, Uniform
+from gasim_ray.core.prior import Prior, Uniform, random_observations
 from gasim_ray.core.scenes import Scenes
 from gasim_ray.core.seeds import rng
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, nearest
 from gasim_ray.teachers import rllib, torch_module
 from gasim_ray.teachers.folder import check_teacher_folder, replaced_folder
 from gasim_ray.teachers.options import ImportOptions
@@ -71,9 +69,7 @@ def import_teacher(
 
 def _named(kind: str) -> Source:
     if kind not in SOURCES:
-        near = get_close_matches(kind, SOURCES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
-        raise UserError(f"kind: {kind!r} is not known; {hint}")
+        raise UserError(f"kind: {kind!r} is not known; {nearest(kind, SOURCES)}")
     return SOURCES[kind]
 
 
@@ -120,12 +116,5 @@ def load_teacher(folder: str | Path) -> Model:
 def _tried(model: Model, who: str) -> Model:
     check_network(model, who)
     with torch.inference_mode():
-        check_finite(model(uniform_observations(model.config.observation, TRIAL_OBSERVATIONS)), who)
+        check_finite(model(random_observations(model, TRIAL_OBSERVATIONS)), who)
     return model
-
-
-def uniform_observations(spec: ObservationSpec, count: int, seed: int = 0) -> torch.Tensor:
-    """Observations (count, *shape) drawn uniformly within the bounds, in the spec's dtype."""
-    low, high = spec.bounds()
-    noise = torch.rand((count, *spec.shape), generator=torch.Generator().manual_seed(seed))
-    return spec.quantise(low + (high - low) * noise)

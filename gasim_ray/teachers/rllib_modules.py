@@ -136,7 +136,7 @@ def _plain(encoder: Any, head: Any, observation: ObservationSpec) -> tuple[dict[
         hidden = whole.sizes[:-1]
         activation = whole.activation(len(hidden), "the policy")
         return {"name": "mlp", "hidden": hidden, "activation": activation}, whole.weights("layers")
-    architecture, weights = _convolutional(net, observation, tail)
+    architecture, weights = _convolutional(net, tail)
     return architecture, weights | _after_flatten(tail, "head", architecture, observation)
 
 
@@ -148,7 +148,7 @@ def _dueling(module: Any, observation: ObservationSpec) -> tuple[dict[str, Any],
     net = _actor(module.encoder).net
     advantage, value = _read_dense(module.af.net.mlp), _read_dense(module.vf.net.mlp)
     if not hasattr(net, "mlp"):
-        architecture, weights = _convolutional(net, observation, advantage)
+        architecture, weights = _convolutional(net, advantage)
         for name, stream in (("head", advantage), ("value", value)):
             weights |= _after_flatten(stream, name, architecture, observation)
         return architecture | {"dueling": True}, weights
@@ -163,7 +163,7 @@ def _dueling(module: Any, observation: ObservationSpec) -> tuple[dict[str, Any],
     return architecture, encoder.weights("encoder") | advantage.weights("advantage") | value.weights("value")
 
 
-def _convolutional(net: Any, observation: ObservationSpec, head: _Dense) -> tuple[dict[str, Any], Weights]:
+def _convolutional(net: Any, head: _Dense) -> tuple[dict[str, Any], Weights]:
     filters, convolutions, activation = _read_convolutions(net[0].cnn)
     architecture = {
         "name": "cnn",

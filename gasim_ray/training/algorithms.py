@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
-import ray
 import torch
 from ray.rllib.algorithms.appo import APPOConfig
 from ray.rllib.algorithms.dqn import DQNConfig
@@ -13,6 +11,7 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from gasim_ray.actors.ray_workers import connect
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.evaluation.atari import is_atari
@@ -38,8 +37,7 @@ def build_algorithm(settings: PolicyTraining, observation: ObservationSpec) -> A
     Sampling and learning share one process unless `env_runners` says otherwise: on small networks, moving data
     between actors costs more than it saves.
     """
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    connect()
     recipe, game = recipe_for(settings.algo, settings.env, settings.envs), is_atari(settings.env)
     if isinstance(recipe, DQNRecipe):
         config = _game_dqn(recipe, settings, observation) if game else _vector_dqn(recipe, settings)

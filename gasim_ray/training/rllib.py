@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 
-from gasim_ray.core.model import Model, ModelConfig, load_config, load_model, save_model
+from gasim_ray.config import plain
+from gasim_ray.core.model import Model, load_config, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.settings import check_range
 from gasim_ray.errors import UserError
@@ -31,6 +32,7 @@ from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.teachers import with_output_scale
 from gasim_ray.teachers.folder import check_teacher_folder, replaced_folder, surviving_folder
 from gasim_ray.teachers.rllib_modules import model_from_module
+from gasim_ray.training.classifier import check_same
 from gasim_ray.training.progress import Progress, Report
 from gasim_ray.training.recipes import STOP_RETURNS, recipe_for
 
@@ -213,21 +215,14 @@ def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool)
     except ValueError as error:
         raise _damaged(out, error) from error
     _check_same(settings, saved["settings"], f"the checkpoint in {out}")
-    state = saved["state"]
-    # Older checkpoints hold the last one's alone.
-    return _State(**{"best_entropy": state.get("entropy"), **state})
+    return _State(**saved["state"])
 
 
 def _check_same(settings: PolicyTraining, known: dict[str, Any], where: str) -> None:
     """Raise UserError if what is there was trained with other settings, as far as it tells them."""
     network = ("network", "width") if is_atari(settings.env) else ("hidden",)
-    for name in ("env", "algo", *network, "seed"):
-        given = getattr(settings, name)
-        before = known.get(name, given)
-        if name == "hidden":  # a list where it is from a file
-            given, before = tuple(given), tuple(before)
-        if given != before:
-            raise UserError(f"{name}: {given!r}, but {where} is of {before!r}; give the same or --overwrite")
+    asked = {name: getattr(settings, name) for name in ("env", "algo", *network, "seed")}
+    check_same({name: plain(value) for name, value in asked.items()}, plain(known), where)
 
 
 def _damaged(out: Path, error: Exception) -> UserError:
@@ -332,7 +327,8 @@ class _Training:
         """Score the best policy on fresh episodes and save it; a reached goal needs no checkpoint any more."""
         assert self.best is not None
         returns = self._play(self.best, self.settings.episodes, REPORT_SEED)
-        model = with_output_scale(_with_source(self.best, self._source(returns)))
+        self.best.config = replace(self.best.config, source=self._source(returns))
+        model = with_output_scale(self.best.frozen())
         save_model(model, self.out)
         if self.state.reached:
             shutil.rmtree(self.out / "checkpoint", ignore_errors=True)
@@ -376,10 +372,3 @@ class _Training:
                 message=message,
             )
         )
-
-
-def _with_source(model: Model, source: dict[str, Any]) -> Model:
-    config: ModelConfig = replace(model.config, source=source)
-    described = Model(config)
-    described.network.load_state_dict(model.network.state_dict())
-    return described.frozen()

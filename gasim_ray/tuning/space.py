@@ -6,13 +6,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from gasim_ray.config import build_config, known_keys, unknown_key
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, nearest
 
 Kind = Literal["uniform", "loguniform", "integer", "loginteger", "choice", "grid"]
 #: Settings of one trial: dotted key -> value.
@@ -114,8 +113,7 @@ def _dimension(key: str, declared: Any, earlier: Sequence[str]) -> Dimension:
         raise UserError(f"{name}: {declared!r} is no distribution; give one of {', '.join(kinds)}, such as choice: [1]")
     kind, values = next(iter(given.items()))
     if kind not in kinds:
-        near = get_close_matches(str(kind), kinds, n=1)
-        raise UserError(f"{name}: {kind!r} is not known; " + (f"did you mean {near[0]}?" if near else ", ".join(kinds)))
+        raise UserError(f"{name}: {kind!r} is not known; {nearest(str(kind), kinds)}")
     if not isinstance(values, list) or not values:
         raise UserError(f"{name}.{kind}: {values!r} is no list of values")
     if kind not in ("choice", "grid"):

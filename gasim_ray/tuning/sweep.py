@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 from gasim_ray.config import build_config, merged, parse, plain, read_yaml
 from gasim_ray.core.settings import check_range
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, nearest
 from gasim_ray.tasks import distillation_of
 from gasim_ray.tuning.space import Dimension, check_values, parse_space, with_settings
 
@@ -131,7 +131,7 @@ class Sweep:
             {"trials": 1, "seeds": 1, "concurrent": 1, "seconds": 1, "reports": 1, "retries": 0, "seed": 0},
         )
         self._check_objective()
-        if self.scheduler in ("asha", "median", "pbt") and self.reports < 2:
+        if self.scheduler != "none" and self.reports < 2:
             raise UserError(
                 f"sweep.reports: {self.reports} leaves {self.scheduler} no intermediate report to judge by; "
                 "give 2 or more, or scheduler none"
@@ -149,9 +149,7 @@ class Sweep:
         known = (*PLAIN_METRICS, *TASK_METRICS)
         for name in self.objective:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-                raise UserError(f"sweep.objective: no trial reports {name!r}; {hint}")
+                raise UserError(f"sweep.objective: no trial reports {name!r}; {nearest(name, known)}")
             if name in TASK_METRICS and not self.evaluate.enabled:
                 raise UserError(f"sweep.objective: {name} is reported only with evaluate.enabled: true")
 

@@ -154,6 +154,5 @@ def _of_method(method: str, tree: dict[str, Any], settings: ValidationSettings, 
 
 
 def _stored(teacher: Model, sample: Tensor) -> npt.NDArray[Any]:
-    quantised = teacher.config.observation.quantise(sample)
-    observations: npt.NDArray[Any] = quantised.to(teacher.config.observation.torch_dtype).numpy()
+    observations: npt.NDArray[Any] = teacher.config.observation.quantise(sample).numpy()
     return observations
