@@ -16,7 +16,7 @@ from gasim_ray.core.generator import Following
 from gasim_ray.core.model import Model, ModelConfig, check_network
 from gasim_ray.core.moments import moments
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.outputs import kl, log_policy, policy_logits
 from gasim_ray.core.settings import TERMS, GeneratorSettings, ObjectiveSettings, StudentSettings
 from gasim_ray.errors import UserError
 
@@ -53,8 +53,7 @@ def student_loss(student: Tensor, teacher: Tensor, settings: StudentSettings) ->
     if settings.logits_alone:
         return distance
     t = settings.temperature
-    log_teacher, log_student = torch.log_softmax(teacher / t, -1), torch.log_softmax(student / t, -1)
-    loss = t * t * (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+    loss = t * t * kl(log_policy(teacher, t), log_policy(student, t))
     return loss + distance if settings.logits_weight else loss
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from gasim_ray.core.outputs import kl
+
 Divergence = Literal["kl", "js", "l1"]
 
 #: Discount of the returns that values foretell, as RLlib's and our own recipes for games have it.
@@ -56,10 +58,10 @@ def divergence(teacher: Tensor, student: Tensor, kind: Divergence, bound: float)
     else:
         log_t, log_s = torch.log_softmax(teacher, -1), torch.log_softmax(student, -1)
         if kind == "kl":
-            value = (log_t.exp() * (log_t - log_s)).sum(-1)
+            value = kl(log_t, log_s)
         else:
             log_m = torch.logaddexp(log_t, log_s) - torch.log(torch.tensor(2.0))
-            value = 0.5 * ((log_t.exp() * (log_t - log_m)).sum(-1) + (log_s.exp() * (log_s - log_m)).sum(-1))
+            value = 0.5 * (kl(log_t, log_m) + kl(log_s, log_m))
     return value.clamp(max=bound)
 
 

@@ -25,6 +25,11 @@ def log_policy(outputs: Tensor, scale: float) -> Tensor:
     return torch.log_softmax(outputs / scale, -1)
 
 
+def kl(first: Tensor, second: Tensor) -> Tensor:
+    """KL (...) in nats of the first log-probabilities (..., actions) to the second."""
+    return (first.exp() * (first - second)).sum(-1)
+
+
 def q_value_scale(q_values: Tensor) -> float:
     """Scale that puts the median gap between best and second action at MEDIAN_GAP nats.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import log
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from gasim_ray.core.model import Model
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.core.outputs import policy_logits
+from gasim_ray.core.outputs import kl, log_policy
 from gasim_ray.core.prior import Knowledge, Prior, random_bytes, uniform
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import check_range
@@ -294,14 +295,14 @@ def telling_levels(teacher: Model, device: torch.device, settings: SceneSettings
     They are the same things for each level.
     """
     small, faint = max(settings.smallest, min(SMALL, settings.largest)), min(FAINT, settings.contrast)
-    judged = replace(settings, telling=False, looked_at=0.0, largest=small, contrast=faint, faintest=0.0, noise=0.0)
-    judged = replace(judged, bands=0.0, still=0.0)
+    off: dict[str, Any] = dict.fromkeys(("looked_at", "faintest", "noise", "bands", "still"), 0.0)
+    judged = replace(settings, telling=False, largest=small, contrast=faint, **off)
     scenes, told = Scenes(teacher, device, judged), []
     for odds in torch.eye(LEVELS, device=device):
         scenes.odds = odds
         stacks = scenes.sample(TELLING_SCENES, rng(device, 0))
         outputs = torch.cat([teacher(part) for part in torch.split(stacks, ANSWERED)])
-        policy = torch.softmax(policy_logits(outputs, teacher.config.output_scale), 1)
+        policy = log_policy(outputs, teacher.config.output_scale).exp()
         told.append(torch.special.entr(policy.mean(0)).sum() - torch.special.entr(policy).sum(1).mean())
     return torch.stack(told)
 
@@ -319,17 +320,16 @@ def telling_places(teacher: Model, scenes: Scenes) -> Tensor:
     if not scenes.settings.sprites:  # it is one of those that stay, of which rows may be struck out
         things = replace(things, kept=(torch.empty(0), torch.empty(0)))
 
-    def log_policy(place: Tensor, tone: Tensor) -> Tensor:
+    def answered(place: Tensor, tone: Tensor) -> Tensor:
         changed = replace(things, **{name: getattr(things, name).clone() for name in ("tone", "size", "way", "speed")})
         changed.tone[..., 0], changed.speed[:, 0] = tone, 0.0
         changed.size[:, 0], changed.way[:, 0] = side, place
         stacks = scenes.pictured(changed).clamp(*scenes.spec.picture_range).flatten(1, 2)
-        outputs = teacher(scenes.spec.arranged(stacks.to(scenes.spec.torch_dtype)))
-        return torch.log_softmax(policy_logits(outputs, scale), 1)
+        return log_policy(teacher(scenes.spec.arranged(stacks.to(scenes.spec.torch_dtype))), scale)
 
     side = (scenes.extent * LOOKED / 84).round().clamp_min(1)
     steps = torch.cartesian_prod(*(torch.linspace(0, 1, PLACES, device=scenes.device) for _ in range(2)))
-    without = log_policy(torch.zeros_like(side), torch.zeros_like(tone))
-    with_it = [log_policy(step * (scenes.extent - side), tone) for step in steps]
-    changes = torch.stack([(without.exp() * (without - other)).sum(1).mean() for other in with_it])
+    without = answered(torch.zeros_like(side), torch.zeros_like(tone))
+    with_it = [answered(step * (scenes.extent - side), tone) for step in steps]
+    changes = torch.stack([kl(without, other).mean() for other in with_it])
     return (changes + 1e-9) / (changes + 1e-9).sum()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gasim_ray.core.model import Model, ModelConfig, check_finite
-from gasim_ray.core.outputs import log_policy
+from gasim_ray.core.outputs import kl, log_policy
 from gasim_ray.errors import UserError
 
 #: Observations that are answered at once, so that images of 84x84x4 fit into memory.
@@ -61,16 +61,11 @@ def kl_nats(teacher_outputs: Tensor, teacher_scale: float, student_outputs: Tens
     The scales are those of `ModelConfig.output_scale`.
     """
     teacher, student = log_policy(teacher_outputs, teacher_scale), log_policy(student_outputs, student_scale)
-    return float(divergence(teacher, student).mean().clamp(min=0.0))  # rounding makes that of equal ones negative
+    return float(kl(teacher, student).mean().clamp(min=0.0))  # rounding makes that of equal ones negative
 
 
 def constant_kl(teacher_outputs: Tensor, teacher_scale: float) -> float:
     """Mean KL in nats of the policies that (N, actions) outputs stand for to their mean, the best that never looks."""
     teacher = log_policy(teacher_outputs, teacher_scale)
     mean = teacher.exp().mean(0, keepdim=True).clamp_min(1e-12).log()
-    return float(divergence(teacher, mean).mean())
-
-
-def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student) (N,) in nats of logarithms of policies (N, actions)."""
-    return (teacher.exp() * (teacher - student)).sum(1)
+    return float(kl(teacher, mean).mean())

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from gasim_ray.core.model import Model, ModelConfig, load_model
-from gasim_ray.core.outputs import log_policy
+from gasim_ray.core.outputs import kl, log_policy
 from gasim_ray.errors import UserError
-from gasim_ray.evaluation.agreement import answers, check_same_task, divergence, kl_nats, same_action
+from gasim_ray.evaluation.agreement import answers, check_same_task, kl_nats, same_action
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.controls import Distil, control_models
 from gasim_ray.evaluation.episodes import Observations
@@ -134,7 +134,7 @@ def show_worst(path: Path, teacher: Model, student: Model, observations: Observa
     some = np.random.default_rng(0).choice(len(observations), min(WORST_OF, len(observations)), replace=False)
     observations = observations[some]
     mine, theirs = (log_policy(answers(m, observations), m.config.output_scale).float() for m in (student, teacher))
-    distance = divergence(theirs, mine).numpy()
+    distance = kl(theirs, mine).numpy()
     save_worst(path, observations, theirs.exp().numpy(), mine.exp().numpy(), distance, teacher.config.observation)
 
 

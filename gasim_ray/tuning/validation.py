@@ -23,7 +23,7 @@ from gasim_ray.actors.workers import LocalWorkers
 from gasim_ray.config import build_config, merged
 from gasim_ray.core.mixture import PRIORS, Chosen
 from gasim_ray.core.model import Model
-from gasim_ray.core.outputs import log_policy
+from gasim_ray.core.outputs import kl, log_policy
 from gasim_ray.core.seeds import rng
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.agreement import answers
@@ -70,7 +70,7 @@ class Validation:
             chosen = outputs.argmax(1, keepdim=True)
             values = {
                 "agreement": (chosen[:, 0] == choice).float(),
-                "kl": (teacher.exp() * (teacher - outputs)).sum(1).clamp_min(0),
+                "kl": kl(teacher, outputs).clamp_min(0),
                 "regret": best - teacher.gather(1, chosen)[:, 0],
             }
             for name, value in values.items():
