@@ -156,15 +156,20 @@ def evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
 def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     """Evaluate runs as the arguments say; table on the terminal, JSON where asked for."""
     from gasim_ray.actors.ray_workers import connect
+    from gasim_ray.core.model import load_model
     from gasim_ray.evaluation.compare import evaluate_run
     from gasim_ray.evaluation.runs import control_distiller, names_of, task_of_run
     from gasim_ray.evaluation.table import evaluation_table
     from gasim_ray.evaluation.video import check_video, save_video
+    from gasim_ray.run_folder import RunFolder
     from gasim_ray.storage import local_copy
 
     runs = [local_copy(place) for place in places]
     measured = (given.env, given.dataset, given.data, given.episodes, given.seed, given.groups)
     tasks = [task_of_run(run, *measured) for run in runs]
+    for run in runs:  # before an earlier one is measured for minutes
+        RunFolder(run).read_summary()
+        load_model(RunFolder(run).student)
     if given.video:
         check_video(given.video, runs, tasks)
         make_room(given.video.parent, "video")

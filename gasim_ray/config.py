@@ -303,7 +303,10 @@ def check_keys(tree: dict[str, Any]) -> None:
         names = [f"{key}.{inner}" for inner in value] if key in sections and isinstance(value, dict) else [key]
         for name in names:
             if name not in known and name not in sections:
-                raise UserError(unknown_key(name, known))
+                raise UserError(unknown_key(str(name), known))
+        for name, inner in dotted({key: value}).items():
+            if inner is None and not name.startswith("budget."):
+                raise UserError(f"{name}: is empty; give a value or leave it out")
 
 
 def unknown_key(name: str, known: Sequence[str], command: str = "gasim distill") -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.distill import check_objective, with_source
 from gasim_ray.core.mixture import most_knowledge
 from gasim_ray.core.model import Model, save_model
-from gasim_ray.core.prior import Knowledge
+from gasim_ray.core.prior import Knowledge, random_observations
 from gasim_ray.errors import UserError
 from gasim_ray.report.display import Display
 from gasim_ray.report.samples import save_samples
@@ -64,14 +65,19 @@ def distill(
         check_device_is_there(config.device)
     teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
-    for own in actor_configs(config):
-        check_objective(teacher, own.generator, own.objective)
+    check_computing(config, teacher, student)
+    check_actors(teacher, config)
     with ExitStack() as held, Mirror(config.out) if is_address(config.out) else nullcontext() as mirror:
         folder = RunFolder(mirror.folder if mirror else config.run_folder())
         if mirror and resume:
             mirror.download()
         held.enter_context(alone_in(folder.path))
         state = folder.resume(config) if resume else None
+        if state is None:
+            (mirror or folder).check_clear(overwrite)  # `begin` asks again, once the actors have started
+        elif folder.summary.exists() and ended(config, state):
+            display.note(f"{folder.path} is finished; give more of its budget to go on")
+            return folder.path
         workers = start_workers(teacher, config if state is None else continuing(config))
         try:
             display.run = config.run_folder().name
@@ -101,6 +107,29 @@ def distill(
         return folder.path
 
 
+def check_computing(config: DistillConfig, *models: Model) -> None:
+    """Raise UserError if a network that answers otherwise does not in the layout and precision of the settings."""
+    asked = [name for name in ("bf16", "channels_last") if getattr(config, name)]
+    for model in models if asked else ():
+        try:
+            with torch.no_grad():
+                model(random_observations(model, 2))
+        except Exception as error:  # whatever a network of the user's raises
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"{asked[-1]}: {model.config.architecture['name']} cannot ({why}); leave it out") from error
+
+
+def check_actors(teacher: Model, config: DistillConfig) -> None:
+    """Raise UserError if a generator actor could not do with this teacher what the settings, or its own, say."""
+    for index, own in enumerate(actor_configs(config)):
+        try:
+            check_objective(teacher, own.generator, own.objective)
+            if config.actor_settings:
+                make_prior(teacher, own, "cpu")
+        except UserError as error:
+            raise UserError(f"actor_settings[{index}]: {error}" if config.actor_settings else str(error)) from error
+
+
 def begin(folder: RunFolder, config: DistillConfig, overwrite: bool, mirror: Mirror | None) -> None:
     """Make the folder, and the address if there is one; raises UserError if either is taken or cannot be written."""
     try:
@@ -111,6 +140,12 @@ def begin(folder: RunFolder, config: DistillConfig, overwrite: bool, mirror: Mir
             mirror.begin()
     except OSError as error:
         raise UserError(f"out: {folder.path} cannot be written ({error.strerror})") from error
+
+
+def ended(config: DistillConfig, state: dict[str, Any]) -> bool:
+    """Whether a checkpoint's run has spent its budget."""
+    p = Progress(**state["progress"])
+    return config.budget.spent(p.seconds, p.observations, p.student_steps) >= 1.0
 
 
 def continuing(config: DistillConfig) -> DistillConfig:
@@ -244,7 +279,7 @@ def resuming(config: DistillConfig, folder: RunFolder) -> str:
     """The command that goes on with a run."""
     if is_address(config.out):
         return f"the same command and --resume, from {config.out}"
-    return f"gasim distill {folder.path}/config.yaml --resume"
+    return f"gasim distill {quote(str(folder.path))}/config.yaml --resume"
 
 
 def snapshots_due(config: DistillConfig, seconds: float) -> int:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -97,9 +98,15 @@ def save_tensors(path: Path, state: dict[str, Any], previous: Path | None = None
 
 
 def clear_folder(path: Path, marker: str, what: str, overwrite: bool) -> None:
-    """Leave nothing in the folder where a run or a sweep is to begin; the file `marker` tells that one was there.
+    """Leave nothing in the folder where a run or a sweep is to begin; raises as `check_clear`."""
+    check_clear(path, marker, what, overwrite)
+    shutil.rmtree(path, ignore_errors=True)
 
-    Raises UserError if there is one and `overwrite` is off, and in any case if what is there is something else.
+
+def check_clear(path: Path, marker: str, what: str, overwrite: bool) -> None:
+    """Raise UserError unless a run or a sweep may begin in the folder; the file `marker` tells that one was there.
+
+    It may not if there is one and `overwrite` is off, and in any case if what is there is something else.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"out: {path} is a file; give a folder")
@@ -108,7 +115,6 @@ def clear_folder(path: Path, marker: str, what: str, overwrite: bool) -> None:
             raise UserError(f"out: {path} exists; go on with --resume, or replace it with --overwrite")
         if not (path / marker).exists():
             raise UserError(f"out: {path} holds something else than {what}, which --overwrite leaves alone")
-        shutil.rmtree(path)
 
 
 def versions() -> dict[str, str]:
@@ -185,13 +191,15 @@ class RunFolder:
         #: Written when the run is done.
         self.summary = path / "summary.json"
 
-    def begin(self, config: DistillConfig, overwrite: bool) -> None:
-        """Make the folder and write config.yaml.
-
-        Raises UserError if there is one and `overwrite` is off, and in any case if what is there is no run.
-        """
+    def check_clear(self, overwrite: bool) -> None:
+        """Raise UserError if there is a run and `overwrite` is off, and in any case if what is there is no run."""
         if overwrite and (self.path / "config.yaml").exists():
             check_only_run(self.path, (path.name for path in self.path.iterdir()))
+        check_clear(self.path, "config.yaml", "a run", overwrite)
+
+    def begin(self, config: DistillConfig, overwrite: bool) -> None:
+        """Make the folder and write config.yaml; raises as `check_clear`."""
+        self.check_clear(overwrite)
         clear_folder(self.path, "config.yaml", "a run", overwrite)
         self.write_config(config)
 
@@ -287,7 +295,7 @@ class RunFolder:
         try:
             summary: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError as error:
-            how = f"finish it with: gasim distill {self.path}/config.yaml --resume"
+            how = f"finish it with: gasim distill {quote(str(self.path))}/config.yaml --resume"
             raise UserError(f"{self.path}: has no summary.json, the run has not ended; {how}") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not readable as JSON ({error})") from error

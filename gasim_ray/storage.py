@@ -83,7 +83,15 @@ class Mirror:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def claim(self, overwrite: bool) -> None:
-        """Make sure that the address is free; raises UserError if a run or something else is there."""
+        """Make the address free; raises as `check_clear`."""
+        self.check_clear(overwrite)
+        try:
+            self.files.delete_dir_contents(self.root, missing_dir_ok=True)
+        except FAILURES as error:
+            raise UserError(f"out: {self.address} cannot be written ({first_line(error)})") from error
+
+    def check_clear(self, overwrite: bool) -> None:
+        """Raise UserError if a run is there and `overwrite` is off, and in any case if something else is."""
         try:
             there = self.files.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
             if not there:
@@ -93,7 +101,6 @@ class Mirror:
             if all(info.base_name != MARKER for info in there):
                 raise UserError(f"out: {self.address} holds something else than a run, which --overwrite leaves alone")
             check_only_run(self.address, (info.base_name for info in there))
-            self.files.delete_dir_contents(self.root)
         except FAILURES as error:
             raise UserError(f"out: {self.address} cannot be read ({first_line(error)})") from error
 

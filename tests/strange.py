@@ -33,3 +33,41 @@ class Unread(torch.nn.Module):
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
         raise ValueError("no vectors\n here")
+
+
+class Chain(torch.nn.Module):
+    """One layer after the other, with activations that are no modules."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int, width: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(input_shape[0], width)
+        self.second = torch.nn.Linear(width, width)
+        self.last = torch.nn.Linear(width, outputs)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        answers: torch.Tensor = self.last(self.second(self.first(observations).relu()).relu())
+        return answers
+
+
+class Shortcut(Chain):
+    """The same layers, one of which is passed by."""
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(observations).relu()
+        answers: torch.Tensor = self.last(hidden + self.second(hidden).relu())
+        return answers
+
+
+class Viewed(torch.nn.Module):
+    """Flattens by `view`, which takes memory of one layout alone."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(input_shape[0], 3, 3)
+        self.last = torch.nn.LazyLinear(outputs)
+        self.last(self.first(torch.zeros(1, *input_shape)).flatten(1))
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        features = self.first(observations)
+        answers: torch.Tensor = self.last(features.view(len(features), -1))
+        return answers

@@ -261,6 +261,10 @@ def test_an_evaluation_that_cannot_be_is_refused(refused: Refused, run: Path, tm
     refused(["evaluate", run, "--json", tmp_path / "taken" / "figures.json"], "json", "taken cannot be made")
     for episodes in (0, 1):
         refused(["evaluate", run, "--episodes", episodes], "episodes", f"{episodes} is too few", "2 or more")
+    shutil.copytree(run, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "summary.json").unlink()
+    refused(["compare", run, tmp_path / "unfinished"], "unfinished: has no summary.json, the run has not ended")
+    assert not (run / "controls").exists()  # nothing was measured
     truncate(run / "student")
     refused(["compare", run, run], "student", "model.safetensors", "truncated")
     refused(["evaluate", run, "--groups", "0,1/2"], "groups", "CartPole-v1 is an environment", "--dataset")

@@ -41,6 +41,16 @@ def test_an_imported_network_that_cannot_work_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_import_takes_no_fewer_than_two_actions_and_no_option_of_another_source(
+    refused: Refused, module_import: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    refused(module_import("strange:Unread", {}, "--actions", 1), "actions: 1 leaves nothing to choose", "2 or more")
+    refused(module_import("strange:Unread", {}, "--stack", 4), "stack: 4 is not for a source of kind torch", "leave it")
+    checkpoint = ["teacher", "import", tmp_path, "--kind", "rllib", "--trust", "--out", tmp_path / "out"]
+    refused([*checkpoint, "--outputs", "q_values"], "outputs: q_values is not for a source of kind rllib")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_classifier_that_does_not_read_its_images_is_refused(refused: Refused, tmp_path: Path) -> None:
     train = ["teacher", "train", "--dataset", "mnist-sample", "--out", tmp_path / "out"]
     refused([*train, "--model", "strange:Unread"], "model", "Unread", "[1, 28, 28]", "no vectors here", "images")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -153,6 +154,8 @@ def test_contradictions_are_named(changed: dict[str, Any], said: str) -> None:
         ({"shape": [4.0]}, r"shape: \[4\.0\] does not fit"),
         ({"mean": [None]}, r"mean: \[None\] does not fit; give a list of numbers"),
         ({"stack": True}, "stack: True does not fit"),
+        ({"low": [-math.inf]}, r"low: \[-inf\] does not fit; give a list of lowest values"),
+        ({"mean": [math.nan]}, r"mean: \[nan\] does not fit; give a list of numbers"),
     ],
 )
 def test_fields_that_cannot_be_read_are_named_with_the_mend(changed: dict[str, Any], said: str) -> None:

@@ -67,6 +67,16 @@ def test_a_dueling_network_is_not_cut_down() -> None:
     assert "dueling" in str(prune_obstacle(whole, student))
 
 
+@pytest.mark.parametrize(("factory", "chain"), [("strange:Chain", True), ("strange:Shortcut", False)])
+def test_of_a_network_of_ones_own_it_is_tried_whether_it_is_a_chain(factory: str, chain: bool) -> None:
+    whole = teacher(tiny.VECTOR, {"name": factory, "width": 8}, "logits")
+    student = new_student(whole, StudentSettings(architecture={"name": factory, "width": 8}), 1)
+    assert (prune_obstacle(whole, student) is None) == chain
+    if chain:
+        smaller = new_student(whole, StudentSettings(architecture={"name": factory, "width": 5}), 1)
+        assert prune_obstacle(whole, smaller) is None
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(0, 4))
 def test_units_that_others_determine_are_rebuilt(seed: int, independent: int, dependent: int) -> None:

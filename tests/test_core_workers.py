@@ -25,7 +25,7 @@ from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, PoolSettings, StudentSettings
 from gasim_ray.core.synthesizer import Synthesizer, wanted_actions
 from gasim_ray.errors import UserError
-from gasim_ray.run import knowledge_level
+from gasim_ray.run import check_actors, knowledge_level
 from gasim_ray.teachers import load_teacher
 
 STUDENT = StudentSettings(architecture=tiny.SMALL_NETWORK, batch_size=32, steps=2)
@@ -353,6 +353,20 @@ def test_actors_take_settings_of_their_own_in_turn(vector_teacher: Path) -> None
 def test_settings_that_an_actor_cannot_have(vector_teacher: Path, own: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_config({"teacher": str(vector_teacher), "generator": {"actors": 2}, "actor_settings": own})
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ([{}, {"generator": {"prior": ["patches"]}}], r"^actor_settings\[1\]: generator\.prior: patches need"),
+        ([{"generator": {"prior": ["nonsense"]}}], r"^actor_settings\[0\]: generator\.prior: 'nonsense' is not one of"),
+        ([{}, {"generator": {"steps": 4}}], r"^actor_settings\[1\]: generator\.steps: 4 steps have nothing to improve"),
+    ],
+)
+def test_settings_of_an_actor_that_do_not_fit_the_teacher(vector_teacher: Path, own: Any, message: str) -> None:
+    tree = tiny.tree(vector_teacher, method="noise", actor_settings=own)
+    with pytest.raises(UserError, match=message):
+        check_actors(load_teacher(vector_teacher), build_config(tree))
 
 
 def test_a_run_knows_what_its_most_knowing_actor_does() -> None:

@@ -22,11 +22,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gasim_ray import cli
+from gasim_ray import run as run_module
 from gasim_ray.actors import workers
-from gasim_ray.config import build_config
-from gasim_ray.core.model import load_model
+from gasim_ray.config import DistillConfig, build_config
+from gasim_ray.core.model import Model, ModelConfig, load_model
+from gasim_ray.errors import UserError
 from gasim_ray.methods import METHODS
-from gasim_ray.run import knowledge_level
+from gasim_ray.run import check_computing, knowledge_level
 from gasim_ray.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
@@ -236,11 +238,32 @@ def test_a_finished_run_goes_on_with_a_larger_budget(
     config = config_file(tiny.tree(vector_teacher, local=True, out=str(run)))
     assert cli.main(["distill", str(config)]) == 0
     before = student_of(run)
+    (run / "summary.json").write_text("{}")
     assert cli.main(["distill", str(config), "--resume"]) == 0
     assert student_of(run) == before
+    assert (run / "summary.json").read_text() == "{}"  # what an evaluation wrote there stays
     assert cli.main(["distill", "--resume", str(config), "--budget.student_steps=60"]) == 0
     assert rows_of(run)[-1]["student_steps"] == 60
     assert student_of(run) != before
+
+
+def test_a_folder_that_is_taken_is_refused_before_actors_start(
+    tmp_path: Path, vector_teacher: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").touch()
+    monkeypatch.setattr(run_module, "start_workers", None)  # whoever calls it fails
+    for out in (str(tmp_path / "taken"), f"file://{tmp_path}/taken"):
+        assert cli.main(["distill", "--teacher", str(vector_teacher), "--local", "--out", out]) == 2
+        assert "taken exists; go on with --resume" in capsys.readouterr().err
+
+
+def test_a_layout_that_a_network_of_ones_own_cannot_take_is_refused() -> None:
+    config = ModelConfig({"name": "strange:Viewed"}, tiny.GREY, 3, "logits")
+    given = DistillConfig("", channels_last=True)
+    check_computing(DistillConfig(""), Model(config).computing(bf16=False, channels_last=False))
+    with pytest.raises(UserError, match=r"^channels_last: strange:Viewed cannot \(RuntimeError: view size .*leave"):
+        check_computing(given, Model(config).computing(bf16=False, channels_last=True))
 
 
 @pytest.mark.parametrize("network", [[], ["--method=gas", "--generator.width=8"]])

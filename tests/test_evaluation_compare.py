@@ -327,6 +327,9 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
     places = ["a/pong", "b/pong", "c/breakout", "d/teacher"]
     names = [name for name, _ in names_of(places, [tmp_path / place for place in places])]
     assert names == ["a/pong", "b/pong", "breakout", "d/teacher"]
+    # The copies of what lies at addresses are in folders of other names.
+    there = ["s3://bucket/one/", "file:///shared/two"]
+    assert [name for name, _ in names_of(there, [tmp_path / "gasim-x", tmp_path / "gasim-y"])] == ["one", "two"]
 
 
 def test_data_set_and_classifier_must_fit(digits, classifier):

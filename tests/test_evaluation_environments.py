@@ -108,6 +108,11 @@ def test_a_model_of_the_environment_fits():
     check_environment("CartPole-v1", config(), "student")
 
 
+def test_what_an_environment_of_ones_own_skips_is_not_asked():
+    spec = replace(config().observation, skip=4)
+    check_environment("CartPole-v1", replace(config(), observation=spec), "teacher")
+
+
 def test_observation_disagrees():
     with pytest.raises(UserError, match=r"Acrobot-v1 shows observations of \[6\], the student reads \[4\]"):
         check_environment("Acrobot-v1", config(), "student")

@@ -15,8 +15,10 @@ import ray
 import tiny
 import torch
 
+from gasim_ray.actors import resources
 from gasim_ray.actors.loop import UPDATES_IN_FLIGHT, Loop, Progress, mixed
-from gasim_ray.actors.ray_workers import RayWorkers, check_resources, not_started, places
+from gasim_ray.actors.ray_workers import RayWorkers, not_started
+from gasim_ray.actors.resources import check_resources, not_free, places
 from gasim_ray.actors.workers import Answer, BatchLost, LocalWorkers, Workers
 from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.core.batch import BatchInfo
@@ -263,6 +265,7 @@ def fails(error: BaseException) -> Any:
             "student.architecture: 'mine:Net' cannot be",
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "generator.actors: .* did not start .*lower"),
+        (ModuleNotFoundError("No module named 'mine'"), "teacher: No module named 'mine' on a machine of the cluster"),
         (TypeError("a fault of the program"), None),
     ],
 )
@@ -289,6 +292,20 @@ def test_generators_have_places_beside_the_learner_where_its_label_lets_it_be() 
     third = {"CPU": 1.0, "GPU": 1 / 3}
     assert places({"CPU": 1.0, "GPU": 0.0}, third, [node(8, 1)], {}) == 3
     assert places(learner, {"CPU": 0.0, "GPU": 0.0}, [node(1)], {}) > 1000
+
+
+def test_what_is_free_in_parts_is_no_place_for_an_actor(
+    config: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(actors: int, *free: float, elastic: bool = False) -> str:
+        nodes = [{"Labels": {}, "Resources": {"CPU": cpus}} for cpus in free]
+        monkeypatch.setattr(resources, "free_nodes", lambda: nodes)
+        return not_free(config(generator={"actors": actors, "cpus": 1.0}, elastic=elastic))
+
+    assert missing(2, 1.5, 2.0) == missing(2, 3.0) == missing(5, 1.0, elastic=True) == ""
+    assert "each needs a place on one node, and nodes have 1 free beside the learner" in missing(2, 1.5, 1.5)
+    assert "2 actors and the learner reserve 3 CPU, 2 is free" in missing(2, 1.0, 1.0)
+    assert "student.cpus: the learner reserves 1 CPU, 0.5 is free" in missing(2, 0.5, elastic=True)
 
 
 def test_more_actors_than_the_cluster_has_is_an_error_that_says_what_is_there(

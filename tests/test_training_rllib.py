@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,44 @@ def test_a_reached_goal_ends_the_training(tmp_path: Path) -> None:
     (tmp_path / "teacher" / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds thesis\.tex, which is no part of a teacher"):
         train_policy(settings, tmp_path / "teacher", reports.append, overwrite=True)
+
+
+def test_an_interrupt_of_the_last_episodes_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = small("ppo", stop_return=1.0, evaluate_seconds=0.0, max_steps=1_000_000)
+    messages: list[str] = []
+
+    def interrupted(training: object) -> Model:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gasim_ray.training.rllib._Training.finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_policy(settings, tmp_path / "teacher", lambda p: messages.append(p.message))
+    assert "go on with --resume" in messages[-1]
+    steps = checkpointed_steps(tmp_path / "teacher")
+    assert steps > 0
+    trained = train_policy(settings, tmp_path / "teacher", lambda _: None, resume=True)
+    assert trained.config.source["environment_steps"] == steps
+
+
+def test_a_teacher_stays_until_the_training_in_its_place_is_built(
+    tmp_path: Path, vector_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(vector_teacher, tmp_path / "teacher")
+    monkeypatch.setattr("gasim_ray.training.algorithms.build_algorithm", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_policy(small("ppo"), tmp_path / "teacher", lambda _: None, overwrite=True)
+    assert isinstance(load_teacher(tmp_path / "teacher"), Model)
+
+
+class OddPictures(gym.Env[Any, Any]):
+    """Shows pictures of a size for which RLlib has no network."""
+
+    observation_space = gym.spaces.Box(0, 255, (50, 64, 3), np.uint8)
+    action_space = gym.spaces.Discrete(2)
+
+
+gym.register("OddPictures-v0", OddPictures)
 
 
 PROGRAM = """
@@ -177,6 +216,7 @@ def test_the_replay_buffer_keeps_the_latest_and_is_restored() -> None:
         ("Pendulum-v1", "only discrete actions"),
         ("MountainCarContinuous-v0", "only discrete actions"),
         ("Taxi-v3", "only vectors and images"),
+        ("OddPictures-v0", r"^env: OddPictures-v0 shows pictures of \[50, 64, 3\], for which RLlib has no network"),
     ],
 )
 def test_environments_that_are_refused(tmp_path: Path, env: str, word: str) -> None:

@@ -84,6 +84,19 @@ def test_a_trial_whose_learner_dies_goes_on_from_its_last_report(
     assert list((tmp_path / "swept").glob("trial_*/error.txt"))
 
 
+def test_a_sweep_of_which_every_trial_failed_says_why(
+    gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
+) -> None:
+    space = {"generator.prior": {"choice": [["scenes"]]}}
+    tree = sweep_tree(vector_teacher, space=space, trials=1, retries=0)
+    process = gasim("tune", config_file(tree), "--out", "swept", RAY_ADDRESS=cluster_address)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2, error
+    assert "sweep: every trial failed, the first with: " in error
+    assert "scenes is of pictures" in error.splitlines()[-1]
+    assert (tmp_path / "swept" / "results.csv").exists()
+
+
 def test_a_trial_that_diverges_or_finds_no_memory_is_retried_and_marked_failed(
     gasim: Gasim, cluster_address: str, tmp_path: Path, vector_teacher: Path, config_file: Write
 ) -> None:

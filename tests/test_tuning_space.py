@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from small_sweep import sweep_tree
 
 from gasim_ray import cli
-from gasim_ray.config import build_config
+from gasim_ray.config import DistillConfig, build_config
+from gasim_ray.core.model import load_model
 from gasim_ray.errors import UserError
 from gasim_ray.tuning.run import check
 from gasim_ray.tuning.space import (
@@ -27,6 +28,7 @@ from gasim_ray.tuning.space import (
     with_settings,
 )
 from gasim_ray.tuning.sweep import Sweep, parse_sweep
+from gasim_ray.tuning.trial import TrialPlan, measure_on_task
 
 SPACE = {
     "generator.kind": {"choice": ["direct", "network"]},
@@ -251,6 +253,35 @@ def test_a_setting_of_the_base_leaves_the_others_of_its_section(tmp_path: Path, 
         parse_sweep(file, ["--base.student.architecture", "{name: mlp"])
     with pytest.raises(UserError, match=r"^base: teacher\.x lies beneath what is no section"):
         parse_sweep(file, ["--base.teacher.x", "1"])
+
+
+def test_a_sweep_has_a_teacher_or_a_task_and_its_seed_may_change(vector_teacher: Path) -> None:
+    tree = sweep_tree(vector_teacher)
+    with pytest.raises(UserError, match=r"^base\.task: 'mnist' beside base\.teacher, .*give one of them"):
+        Sweep(**{**tree, "base": {**tree["base"], "task": "mnist"}}).tree()
+    again = yaml.safe_load(Sweep(**tree, seed=5).to_yaml())
+    del again["format"]
+    assert Sweep(**{**again, "seed": 9}).tree()["seed"] == 9
+    own = Sweep(**{**tree, "base": {**tree["base"], "seed": 3}}, seed=9)
+    assert yaml.safe_load(own.to_yaml())["base"]["seed"] == own.tree()["seed"] == 3
+
+
+def test_a_trial_finds_the_data_of_the_folder_where_the_sweep_was_begun(
+    vector_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = TrialPlan({}, place=str(tmp_path))
+    asked: list[Path] = []
+
+    def task(*_: Any, **__: Any) -> Any:
+        asked.append(Path.cwd())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gasim_ray.evaluation.runs.task_of_teacher", task)
+    before = Path.cwd()
+    with pytest.raises(KeyboardInterrupt):
+        measure_on_task(DistillConfig(str(vector_teacher)), load_model(vector_teacher), plan)
+    assert asked == [tmp_path]
+    assert Path.cwd() == before
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "tune_configs").glob("*.yaml")), ids=lambda path: path.stem)

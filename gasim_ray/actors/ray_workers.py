@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from ray.util import get_current_placement_group
 from ray.util.metrics import Gauge
 from torch import Tensor
 
+from gasim_ray.actors.resources import check_resources, label, learner_gpus
 from gasim_ray.actors.status import leave_status, take_status_back
 from gasim_ray.actors.workers import (
     Answer,
@@ -36,14 +36,13 @@ from gasim_ray.actors.workers import (
     use_threads,
 )
 from gasim_ray.config import DistillConfig
+from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.learner import Learner
 from gasim_ray.core.model import Model
 from gasim_ray.core.synthesizer import Synthesizer
 from gasim_ray.errors import UserError
 
 log = logging.getLogger("gasim")
-#: Seconds that a killed actor's resources take at most to be free again.
-RELEASE_SECONDS = 5.0
 
 
 def connect() -> None:
@@ -63,6 +62,7 @@ class GeneratorActor:
         use_threads(config.generator.cpus)
         keep_memory()
         device = "cuda" if config.generator.gpus > 0 else "cpu"
+        check_device_is_there(device)
         prior = make_prior(teacher, config, device)
         self.synthesizer: Synthesizer = make_synthesizer(teacher, config, actor, device, prior)
 
@@ -89,6 +89,7 @@ class LearnerActor:
     def __init__(self, teacher: Model, config: DistillConfig) -> None:
         self.name = f"{config.run_folder().name} learner"
         log.warning("%s: begins on %s", self.name, ray.util.get_node_ip_address())
+        check_device_is_there(config.device)
         use_threads(config.student.cpus)
         keep_memory()
         self.learner: Learner = make_learner(teacher, config, config.device, make_prior(teacher, config, "cpu"))
@@ -280,6 +281,8 @@ def not_started(error: RayError) -> UserError | None:
     kind, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
     if kind.endswith(UserError.__name__):
         return UserError(message)
+    if kind.endswith(ModuleNotFoundError.__name__):
+        return UserError(f"teacher: {message} on a machine of the cluster; install there what its network is made by")
     if getattr(error, "actor_init_failed", False) and "out of memory" not in str(error).lower():
         return None
     return UserError(
@@ -291,95 +294,3 @@ def not_started(error: RayError) -> UserError | None:
 def first_line(error: BaseException) -> str:
     """What Ray says of a lost actor or object, without the page that follows."""
     return str(error).strip().partition("\n")[0].rstrip(".:")
-
-
-def learner_gpus(config: DistillConfig) -> float:
-    """GPUs that the learner reserves: none on a CPU, else a generator's share, or a whole one if those have none."""
-    return (config.generator.gpus or 1.0) if config.device.startswith("cuda") else 0.0
-
-
-def check_resources(config: DistillConfig) -> None:
-    """Raise UserError if the cluster has less free than the run reserves, or no such node or device.
-
-    Ray would wait for it for ever. What a run before this one is still letting go of is waited for.
-    """
-    generator, wanted_label = config.generator, label(config) or {}
-    learner, *others = bundles(config)
-    if learner["GPU"] and not ray.cluster_resources().get("GPU"):
-        raise UserError(f"device: {config.device} is not there (no machine of the cluster has a GPU); use cpu")
-    labelled = [n for n in ray.nodes() if n["Alive"] and wanted_label.items() <= n["Labels"].items()]
-    if wanted_label and all(lacking(learner, node["Resources"]) for node in labelled):
-        raise UserError(
-            f"student.node_label: no node with {config.student.node_label} has what the learner reserves ({learner}); "
-            f"start one with `ray start --labels={config.student.node_label}`, or leave it out"
-        )
-    wanted = learner if config.elastic else summed([learner, *others])
-    deadline = time.monotonic() + RELEASE_SECONDS
-    while short := lacking(wanted, ray.available_resources()):
-        if lacking(wanted, ray.cluster_resources()) or time.monotonic() > deadline:
-            resource, free = short
-            raise UserError(
-                f"generator.actors: {generator.actors} actors and the learner reserve {wanted[resource]:g} {resource}, "
-                f"{free:g} is free; lower generator.actors or generator.{resource.lower()}s"
-                if not config.elastic
-                else f"student.cpus: the learner reserves {wanted[resource]:g} {resource}, {free:g} is free"
-            )
-        time.sleep(0.1)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    for section, one in (("student", learner), *([] if config.elastic else [("generator", others[0])])):
-        if all(lacking(one, node["Resources"]) for node in nodes):
-            raise UserError(f"{section}.cpus: no node has what one such actor reserves ({one}); lower it, or its GPUs")
-    if not config.elastic and (most := places(learner, others[0], nodes, wanted_label)) < len(others):
-        raise UserError(
-            f"generator.actors: {generator.actors} actors, of which each needs a place on one node, and nodes have "
-            f"{most} beside the learner; lower generator.actors, generator.cpus or generator.gpus"
-        )
-
-
-def places(
-    learner: Mapping[str, float],
-    generator: Mapping[str, float],
-    nodes: Sequence[Mapping[str, Any]],
-    labels: Mapping[str, str],
-) -> int:
-    """Generators that fit Ray's nodes, each whole on one, beside a learner that lies where it hinders least.
-
-    Those nodes count for the learner that have its labels.
-    """
-
-    def fitting(node: Mapping[str, Any], taken: Mapping[str, float]) -> int:
-        left = {name: node["Resources"].get(name, 0.0) - taken.get(name, 0.0) for name in generator}
-        # Shares of a GPU add up to a little more or less than the whole.
-        return min((int(left[name] / amount + 1e-6) for name, amount in generator.items() if amount), default=2**31)
-
-    its = [n for n in nodes if labels.items() <= n["Labels"].items() and not lacking(learner, n["Resources"])]
-    return sum(fitting(n, {}) for n in nodes) - min((fitting(n, {}) - fitting(n, learner) for n in its), default=0)
-
-
-def label(config: DistillConfig) -> dict[str, str] | None:
-    """What a node must be labelled with for the learner, as Ray takes it; None for nothing."""
-    key, _, value = config.student.node_label.partition("=")
-    return {key: value} if key else None
-
-
-def bundles(config: DistillConfig) -> list[dict[str, float]]:
-    """What each actor of a run reserves: the learner first, then the generators."""
-    learner = {"CPU": config.student.cpus, "GPU": learner_gpus(config)}
-    generator = {"CPU": config.generator.cpus, "GPU": config.generator.gpus}
-    return [learner, *([generator] * config.generator.actors)]
-
-
-def reserved(config: DistillConfig) -> dict[str, float]:
-    """What all of a run's actors reserve together."""
-    return summed(bundles(config))
-
-
-def summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """CPUs and GPUs of several actors together."""
-    return {name: sum(part[name] for part in parts) for name in ("CPU", "GPU")}
-
-
-def lacking(wanted: Mapping[str, float], there: Mapping[str, float]) -> tuple[str, float] | None:
-    """The first resource of which less is there than wanted, and how much is."""
-    short = ((name, there.get(name, 0.0)) for name, amount in wanted.items() if amount > there.get(name, 0.0))
-    return next(short, None)

@@ -18,6 +18,8 @@ from gasim_ray.errors import UserError
 POINTS = 16384
 #: How far from its boundary, in units of a unit's own input, such a point may lie.
 MARGIN = 0.1
+#: Numbers of the systems that are solved at once: half a gigabyte.
+MOST_NUMBERS = 2**26
 
 
 @lru_cache(maxsize=1)
@@ -37,10 +39,12 @@ def boundary_points(first: nn.Linear, spec: ObservationSpec) -> tuple[Tensor, Te
     flags = (low == 0) & (high == 1)
     held = torch.zeros_like(flags).expand(size) if flags.all() else flags.expand(size)
     free, found = int((~held).sum()), list[Tensor]()
-    for _ in range(64):
-        units = torch.rand((4096, len(bias)), generator=generator).topk(free).indices
-        offset = MARGIN * torch.randn((4096, free), generator=generator, dtype=torch.float64)
-        points = torch.randint(2, (4096, size), generator=generator).double()
+    # Each system takes `size` squared numbers.
+    rows = max(64, min(4096, MOST_NUMBERS // (max(1, free) * size)))
+    for _ in range(64 * 4096 // rows):
+        units = torch.rand((rows, len(bias)), generator=generator).topk(free).indices
+        offset = MARGIN * torch.randn((rows, free), generator=generator, dtype=torch.float64)
+        points = torch.randint(2, (rows, size), generator=generator).double()
         pushed = (weight[units][:, :, held] @ ((points - mean) / std)[:, held].unsqueeze(-1)).squeeze(-1)
         sides = (offset - bias[units] - pushed).unsqueeze(-1)
         solution, singular = torch.linalg.solve_ex(weight[units][:, :, ~held], sides)

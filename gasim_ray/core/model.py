@@ -44,6 +44,13 @@ class ModelConfig:
     #: Where the model came from: source, environment or data set, training settings, scores.
     source: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.actions < 2:
+            raise UserError(
+                f"actions: {self.actions} leaves nothing to choose; give 2 or more (a network that answers one logit x "
+                "stands for two classes of the logits 0 and x: let it answer both)"
+            )
+
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready description, which `from_json` reads back."""
         return {

@@ -7,15 +7,19 @@ invented observations.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
+from gasim_ray.core.prior import random_observations
 
 #: A layer that mixes all units of the one before it.
 Layer = nn.Conv2d | nn.Linear
+#: Observations on which a network of one's own is tried.
+CHAIN_OBSERVATIONS = 256
 
 
 def layers_of(model: Model) -> list[Layer]:
@@ -53,7 +57,22 @@ def prune_obstacle(teacher: Model, student: Model) -> str | None:
         if small.weight.shape[1] != places * units[1] or small.weight.shape[0] > big.weight.shape[0]:
             return f"layer {number} of the student is no part of the teacher's"
         units = (big.weight.shape[0], small.weight.shape[0])
+    if ":" in teacher.config.architecture["name"] and not is_chain(teacher):
+        return "the teacher's network does more than one layer after the other"
     return None
+
+
+def is_chain(teacher: Model) -> bool:
+    """Whether the teacher cut down to its own size answers as it does, which only a chain of layers must.
+
+    What a network of one's own does between its layers cannot be read from them.
+    """
+    whole, same = deepcopy(teacher).cpu().eval(), deepcopy(teacher).cpu().eval()
+    observations = random_observations(teacher, CHAIN_OBSERVATIONS)
+    cut_down(whole, same, observations)
+    with torch.no_grad():
+        answers, others = whole(observations) / teacher.config.output_scale, same(observations)
+    return bool((answers - others).abs().max() <= 0.01 * answers.std())
 
 
 @torch.no_grad()

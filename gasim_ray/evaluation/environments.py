@@ -135,8 +135,8 @@ def check_environment(env_id: str, model: ModelConfig, who: str) -> None:
             + (", or package.module:Id if a wrapper made its pictures" if is_atari(env_id) else "")
         )
     of_pictures = ("low", "high") if read.is_image else ()
-    of_games = ("stack",) if is_atari(env_id) else ()
-    for what in ("dtype", "layout", "skip", *of_games, *of_pictures):
+    of_games = ("stack", "skip") if is_atari(env_id) else ()  # what others skip, they do not tell
+    for what in ("dtype", "layout", *of_games, *of_pictures):
         shown, wanted = getattr(spec, what), getattr(read, what)
         if shown != wanted:
             raise UserError(

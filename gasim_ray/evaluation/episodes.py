@@ -23,7 +23,7 @@ import ray
 import torch
 from ray.util import ActorPool
 
-from gasim_ray.actors.ray_workers import RELEASE_SECONDS
+from gasim_ray.actors.resources import RELEASE_SECONDS, free_nodes
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.prior import random_observations
 from gasim_ray.errors import UserError
@@ -257,8 +257,8 @@ def evaluate_many(
             device = next(model.parameters()).device
             check_finite(model(random_observations(model, 64).to(device)), name)
     local = local or (episodes < PARALLEL_ENVIRONMENTS and not is_atari(env_id))
-    free = 0.0 if local or not ray.is_initialized() else ray.available_resources().get("CPU", 0.0)
-    workers = min(int(free), episodes * len(models))
+    free = 0 if local or not ray.is_initialized() else free_cpus()
+    workers = min(free, episodes * len(models))
     if workers < 2:
         return {
             name: evaluate_return(model, env_id, episodes, seed, keep.get(name, 0)) for name, model in models.items()
@@ -279,13 +279,18 @@ def evaluate_many(
             ray.kill(actor)
         # What plays next is to find as many CPUs.
         deadline = time.monotonic() + RELEASE_SECONDS
-        while ray.available_resources().get("CPU", 0.0) < free and time.monotonic() < deadline:
+        while free_cpus() < free and time.monotonic() < deadline:
             time.sleep(0.05)
     for result in results:
         if isinstance(result, UserError):
             raise result
     parts = {name: [r for (owner, _), r in zip(orders, results, strict=True) if owner == name] for name in models}
     return {name: merge(parts[name], keep.get(name, 0)) for name in models}
+
+
+def free_cpus() -> int:
+    """Processes of one CPU that Ray's nodes now have room for."""
+    return sum(int(node["Resources"].get("CPU", 0)) for node in free_nodes())
 
 
 def shard_episodes(episodes: int, shards: int) -> list[range]:

@@ -23,6 +23,7 @@ from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.episodes import Observations
 from gasim_ray.evaluation.tasks import TEACHER, DatasetTask, EnvironmentTask, Task
 from gasim_ray.run_folder import saved_config
+from gasim_ray.storage import is_address
 from gasim_ray.teachers import load_teacher
 
 
@@ -57,7 +58,10 @@ def task_of_run(
 
 def names_of(places: Sequence[str], runs: Sequence[Path]) -> list[tuple[str, Path]]:
     """Runs under their folders' names, or as they were given where a name repeats or is the teacher's."""
-    names = [run.resolve().name for run in runs]
+    names = [
+        (Path(place.rstrip("/")) if is_address(place) else run.resolve()).name
+        for place, run in zip(places, runs, strict=True)
+    ]
     told = [
         place if names.count(name) > 1 or name == TEACHER else name for place, name in zip(places, names, strict=True)
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -40,12 +40,16 @@ class Source:
     recognises: Callable[[str], bool]
     #: Reads it; raises UserError if it cannot.
     load: Callable[[str, ImportOptions], Model]
+    #: Which fields of ImportOptions it reads.
+    options: tuple[str, ...]
 
 
 #: Kind -> how it is recognised and read.
 SOURCES: dict[str, Source] = {
-    "rllib": Source(rllib.recognises, rllib.load),
-    "torch": Source(torch_module.recognises, torch_module.load),
+    "rllib": Source(rllib.recognises, rllib.load, ("trust", "stack")),
+    "torch": Source(
+        torch_module.recognises, torch_module.load, ("weights", "observation", "actions", "outputs", "arguments")
+    ),
 }
 
 
@@ -60,7 +64,12 @@ def import_teacher(
     if out.exists() and not overwrite:
         raise UserError(f"out: {out} exists; give another folder, or --overwrite")
     check_teacher_folder(out, resume=False, overwrite=overwrite)
-    reader = _named(kind) if kind else SOURCES[_recognise(source)]
+    name = kind or _recognise(source)
+    reader = _named(name)
+    for option in fields(ImportOptions):
+        given, usual = getattr(options, option.name), getattr(ImportOptions(), option.name)
+        if option.name not in reader.options and given != usual:
+            raise UserError(f"{option.name}: {given} is not for a source of kind {name}; leave it out")
     model = with_output_scale(_tried(reader.load(source, options).frozen(), source))
     with replaced_folder(out) as folder:
         save_model(model, folder)

@@ -169,6 +169,8 @@ def train_policy(
         # Networks this small gain nothing from more, and on a busy machine threads that wait for each other lose a lot.
         torch.set_num_threads(1)
     training = _Training(settings, out, report, observation, state)
+    if not resume:  # only now, when RLlib has refused nothing
+        shutil.rmtree(out, ignore_errors=True)
     try:
         training.run()
     except KeyboardInterrupt:
@@ -178,7 +180,11 @@ def train_policy(
     finally:
         training.algorithm.stop()
         torch.set_num_threads(threads)
-    return training.finish()
+    try:
+        return training.finish()
+    except KeyboardInterrupt:
+        training.say(f"stopped; go on with --resume --out {out}")
+        raise
 
 
 def policy_observation(env_id: str) -> ObservationSpec:
@@ -191,6 +197,17 @@ def policy_observation(env_id: str) -> ObservationSpec:
         return replace(observation, std=(255.0,))
     if observation.layout == "CHW":
         raise UserError(f"env: {env_id} shows channels first; RLlib's networks read (height, width, channels)")
+    if observation.is_image:
+        from ray.rllib.models.utils import get_filter_config
+
+        try:
+            get_filter_config(observation.shape)
+        except ValueError as error:
+            size = list(observation.shape)
+            raise UserError(
+                f"env: {env_id} shows pictures of {size}, for which RLlib has no network of its own; train with RLlib "
+                "(conv_filters) and bring it with `gasim teacher import`"
+            ) from error
     return observation
 
 
@@ -200,9 +217,9 @@ def _prepare(settings: PolicyTraining, out: Path, resume: bool, overwrite: bool)
     Raises UserError if the folder is in the way or belongs to other settings.
     """
     check_teacher_folder(out, resume, overwrite)
-    checkpoint = surviving_folder(out / "checkpoint")
     if not resume:
-        shutil.rmtree(out, ignore_errors=True)
+        return _State()
+    checkpoint = surviving_folder(out / "checkpoint")
     if not (checkpoint / "state.json").exists():
         if not (out / "config.json").exists():
             return _State()
@@ -241,7 +258,7 @@ class _Training:
         self.settings, self.out, self.report, self.observation, self.state = settings, out, report, observation, state
         self.algorithm = build_algorithm(settings, observation)
         self.best: Model | None = None
-        if (out / "checkpoint" / "state.json").exists():
+        if state.steps:
             try:
                 self.algorithm.restore_from_path(str((out / "checkpoint" / "algorithm").resolve()))
             except Exception as error:  # whatever pickle and RLlib make of damaged files
@@ -275,7 +292,7 @@ class _Training:
             self.say()
         if not self.state.reached:
             self._evaluate()
-            self.checkpoint()
+        self.checkpoint()
 
     def _exhausted(self) -> bool:
         return self.state.seconds >= self.settings.seconds or self.state.steps >= self.settings.max_steps

@@ -14,7 +14,8 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gasim_ray.actors.ray_workers import connect, lacking, reserved
+from gasim_ray.actors.ray_workers import connect
+from gasim_ray.actors.resources import lacking, reserved
 from gasim_ray.config import build_config
 from gasim_ray.errors import UserError
 from gasim_ray.run import Interrupted
@@ -110,6 +111,8 @@ def finish(tuner: tune.Tuner, sweep: Sweep, folder: Path, total: int) -> Path:
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror or error})"
         raise UserError(f"out: {reason}; free some space and go on with: gasim tune --resume {folder}") from error
+    if results and all(result.reason for result in results):
+        raise UserError(f"sweep: every trial failed, the first with: {results[0].reason} (see {folder}/results.csv)")
     if left and not timed_out:
         raise Interrupted(f"interrupted, {left} trials are not done; go on with: gasim tune --resume {folder}")
     return folder

@@ -157,13 +157,15 @@ class Sweep:
         """The distillation that every trial starts from; a task's name is resolved, and paths are absolute."""
         base = dict(self.base)
         task = base.pop("task", None)
+        if task is not None and "teacher" in base:
+            raise UserError(f"base.task: {task!r} beside base.teacher, which says what to distil; give one of them")
         named = distillation_of(str(task)) if task is not None else {}
         tree = merged(named, base)
         if isinstance(tree.get("teacher"), str):
             # Trials run in folders of their own.
             tree["teacher"] = str(Path(tree["teacher"]).resolve())
         tree.pop("out", None)
-        return {"seed": self.seed, **tree}
+        return tree if "seed" in tree else {**tree, "seed": self.seed}
 
     def dimensions(self) -> tuple[Dimension, ...]:
         """The search space, checked against the tree; raises UserError."""
@@ -182,7 +184,8 @@ class Sweep:
     def to_yaml(self) -> str:
         """The sweep as a file that `gasim tune` reads back."""
         # A sweep is resumed from anywhere, and a task's teacher is sought beneath the working folder.
-        resolved = replace(self, base=self.tree())
+        base = {key: value for key, value in self.tree().items() if key != "seed" or "seed" in self.base}
+        resolved = replace(self, base=base)
         return yaml.safe_dump({"format": FORMAT, **plain(asdict(resolved))}, sort_keys=False)
 
 

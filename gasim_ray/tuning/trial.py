@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from ray import tune
 from rich.console import Console
 
 from gasim_ray.actors.loop import Loop, Progress
-from gasim_ray.actors.ray_workers import bundles
+from gasim_ray.actors.resources import bundles
 from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.core.model import Model, load_model
 from gasim_ray.errors import UserError
@@ -50,6 +52,8 @@ class TrialPlan:
     reports: int = 4
     #: Whether reports are measured on the task itself too.
     evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
+    #: Where the sweep was begun, beneath which data sets may lie; trials run elsewhere.
+    place: str = field(default_factory=os.getcwd)
 
     def config(self, settings: Mapping[str, Any]) -> DistillConfig:
         """A trial's distillation; `settings` is Tune's configuration of it."""
@@ -126,7 +130,7 @@ class _Trial:
     def _measure(self, student: Model) -> dict[str, float]:
         figures = self.validation.score(student)
         if self.plan.evaluate.enabled:
-            figures |= measure_on_task(self.config, student, self.plan.evaluate)
+            figures |= measure_on_task(self.config, student, self.plan)
         return figures
 
     def _report(self, figures: Mapping[str, float]) -> None:
@@ -167,12 +171,13 @@ def mean_of(figures: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in figures])) for name in figures[0]}
 
 
-def measure_on_task(config: DistillConfig, student: Model, settings: EvaluationSettings) -> dict[str, float]:
+def measure_on_task(config: DistillConfig, student: Model, plan: TrialPlan) -> dict[str, float]:
     """`return` in the teacher's environment or `accuracy` on the test images of its data set."""
     # Only here, so that a sweep which does not ask for it loads no environment.
     from gasim_ray.evaluation.runs import task_of_teacher
     from gasim_ray.evaluation.tasks import TEACHER
 
-    task = task_of_teacher(config.teacher, settings.episodes, EPISODES_SEED, local=True)
+    with chdir(plan.place) if Path(plan.place).is_dir() else nullcontext():
+        task = task_of_teacher(config.teacher, plan.evaluate.episodes, EPISODES_SEED, local=True)
     scores, _ = task.measure({TEACHER: student})
     return {task.metric: scores[TEACHER].interval.mean}
