@@ -17,10 +17,10 @@ from gasim_ray.errors import UserError
 from gasim_ray.evaluation.compare import chance
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.evaluation.episodes import (
-    EpisodeRunner,
     StateSample,
     evaluate_many,
     evaluate_return,
+    play_episodes,
     shard_episodes,
 )
 
@@ -86,8 +86,8 @@ def test_returns_equal_those_of_one_environment_played_by_hand():
 @given(st.integers(1, 12), st.integers(1, 15), st.integers(0, 99), st.integers(0, 30))
 def test_nothing_depends_on_how_many_run_side_by_side(parallel, episodes, seed, keep):
     model = counter()
-    alone = EpisodeRunner("GasimCounting-v0", 1).play(model, range(episodes), seed, keep)
-    together = EpisodeRunner("GasimCounting-v0", parallel).play(model, range(episodes), seed, keep)
+    alone = play_episodes(model, "GasimCounting-v0", range(episodes), seed, keep, parallel=1)
+    together = play_episodes(model, "GasimCounting-v0", range(episodes), seed, keep, parallel)
     assert together.returns.tolist() == alone.returns.tolist()
     assert together.returns.tolist() == (alone.lengths * (alone.lengths + 1) / 2).tolist()
     assert together.observations.tolist() == alone.observations.tolist()

@@ -89,28 +89,28 @@ class StateSample:
         return items, np.array(self._keys, np.float64)
 
 
-class EpisodeRunner:
-    """Plays episodes of one environment in this process."""
+def play_episodes(
+    model: Model,
+    env_id: str,
+    episodes: Sequence[int],
+    seed: int,
+    keep: int,
+    parallel: int = PARALLEL_ENVIRONMENTS,
+) -> Returns:
+    """Play the episodes with these numbers in this process and keep at most `keep` of the states they visit.
 
-    def __init__(self, env_id: str, parallel: int = PARALLEL_ENVIRONMENTS) -> None:
-        self.env_id = env_id
-        self.parallel = parallel
-
-    def play(self, model: Model, episodes: Sequence[int], seed: int, keep: int) -> Returns:
-        """Play the episodes with these numbers and keep at most `keep` of the states they visit.
-
-        Raises UserError if the model does not fit the environment or answers NaN.
-        """
-        check_environment(self.env_id, model.config, "model")
-        play = _Play(self.env_id, min(self.parallel, len(episodes)), model, episodes, seed, keep)
-        try:
-            return play.to_the_end()
-        finally:
-            play.environments.close()
+    Raises UserError if the model does not fit the environment or answers NaN.
+    """
+    check_environment(env_id, model.config, "model")
+    play = _Play(env_id, min(parallel, len(episodes)), model, episodes, seed, keep)
+    try:
+        return play.to_the_end()
+    finally:
+        play.environments.close()
 
 
 class _Play:
-    """The state of one call of `play`: which slot plays which episode, and what it has given so far."""
+    """The state of one call of `play_episodes`: which slot plays which episode, and what it has given so far."""
 
     def __init__(self, env_id: str, slots: int, model: Model, episodes: Sequence[int], seed: int, keep: int) -> None:
         self.env_id = env_id
@@ -214,16 +214,16 @@ def watch_episode(model: Model, env_id: str, seed: int) -> Iterator[tuple[Observ
 
 
 class _EpisodeProcess:
-    """An EpisodeRunner in a process of its own, on one thread."""
+    """Plays in a process of its own, on one thread."""
 
     def __init__(self, env_id: str) -> None:
         torch.set_num_threads(1)
-        self.runner = EpisodeRunner(env_id)
+        self.env_id = env_id
 
     def play(self, model: Model, episodes: Sequence[int], seed: int, keep: int) -> Returns | UserError:
-        """As EpisodeRunner.play, but a UserError is returned: Ray would wrap a raised one in the actor's traceback."""
+        """As play_episodes, but a UserError is returned: Ray would wrap a raised one in the actor's traceback."""
         try:
-            return self.runner.play(model, episodes, seed, keep)
+            return play_episodes(model, self.env_id, episodes, seed, keep)
         except UserError as error:
             return error
 
@@ -238,7 +238,7 @@ def evaluate_return(model: Model, env_id: str, episodes: int, seed: int, keep: i
     """
     if episodes < 1:
         raise UserError(f"episodes: {episodes} is too few; give 1 or more")
-    return EpisodeRunner(env_id).play(model, range(episodes), seed, keep)
+    return play_episodes(model, env_id, range(episodes), seed, keep)
 
 
 def evaluate_many(
