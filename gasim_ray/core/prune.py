@@ -11,6 +11,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
@@ -131,6 +132,14 @@ def with_layer_inputs(model: Model, observations: Tensor) -> tuple[Tensor, dict[
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def rows_read(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What a layer reads as rows (N * places, inputs): for a convolution what lies under its kernel, for others all."""
+    if not isinstance(layer, nn.Conv2d):
+        return inputs
+    sizes = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return F.unfold(inputs, *sizes).transpose(1, 2).flatten(0, 1)  # type: ignore[arg-type]
 
 
 def choose_units(inputs: Tensor, following: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

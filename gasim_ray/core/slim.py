@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import policy_logits
-from gasim_ray.core.prune import by_unit, choose_units
+from gasim_ray.core.prune import by_unit, choose_units, rows_read
 from gasim_ray.models.resnet import WideBlock, WideResNet
 
 #: Images whose patches are laid out at once.
@@ -146,7 +145,7 @@ def fit(layers: Sequence[nn.Conv2d], inputs: Sequence[Tensor], aim: Tensor) -> T
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(aim), CHUNK):
             chunk = slice(start, start + CHUNK)
-            laid = [patches(layer, x[chunk]) for layer, x in zip(layers, inputs, strict=True)]
+            laid = [rows_read(layer, x[chunk]) for layer, x in zip(layers, inputs, strict=True)]
             yield torch.cat(laid, 1), aim[chunk].movedim(1, -1).reshape(-1, aim.shape[1])
 
     weight, bias = least_squares(rows())
@@ -154,12 +153,6 @@ def fit(layers: Sequence[nn.Conv2d], inputs: Sequence[Tensor], aim: Tensor) -> T
     for layer, part in zip(layers, parts, strict=True):
         layer.weight.copy_(part.reshape(layer.weight.shape))
     return bias
-
-
-def patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """What each position of a convolution reads: (N * positions, weights of an output)."""
-    laid = F.unfold(x, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # type: ignore[arg-type]
-    return laid.transpose(1, 2).reshape(-1, laid.shape[1])
 
 
 def least_squares(chunks: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,11 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import log_policy
-from gasim_ray.core.prune import layers_of, window
+from gasim_ray.core.prune import layers_of, rows_read, window
 from gasim_ray.models.cnn import CentredConvolution
 
 #: Observations whose answers are looked at together.
@@ -129,7 +128,7 @@ def use_of(teacher: Model, layer: str, observations: Tensor, value_weight: float
     answered: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        read.append(places(used, inputs[0].detach()))
+        read.append(rows_read(used, inputs[0].detach()))
         answered.append(output.detach().requires_grad_())
         return answered[-1]
 
@@ -147,14 +146,6 @@ def use_of(teacher: Model, layer: str, observations: Tensor, value_weight: float
         hook.remove()
     mean = total / count
     return Use(mean.float(), squares / count - torch.outer(mean, mean), information / len(observations))
-
-
-def places(layer: nn.Module, inputs: Tensor) -> Tensor:
-    """What a layer reads as rows (N * places, inputs): for a convolution what lies under its kernel, for others all."""
-    if not isinstance(layer, nn.Conv2d):
-        return inputs
-    sizes = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return F.unfold(inputs, *sizes).transpose(1, 2).flatten(0, 1)  # type: ignore[arg-type]
 
 
 def informed(teacher: Model, observations: Tensor, answered: list[Tensor], value_weight: float) -> Tensor:

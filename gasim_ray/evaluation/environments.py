@@ -57,7 +57,8 @@ def _name_and_version(env_id: str) -> tuple[str, int]:
 def make_environments(env_id: str, count: int) -> gym.vector.VectorEnv:
     """`count` copies of an environment, stepped in this process; Atari's games as evaluation.atari shows them.
 
-    An episode that has ended stays ended until `reset(options={"reset_mask": ...})`, so the caller seeds each episode.
+    The caller begins, and seeds, the next episode of one that has ended by `reset(options={"reset_mask": ...})`, before
+    the next step.
 
     Raises UserError if the id is not known, what it needs is not installed, or its actions are not discrete.
     """
