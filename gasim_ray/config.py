@@ -36,6 +36,9 @@ from gasim_ray.errors import UserError
 OF_AN_ACTOR = ("generator", "objective", "scenes", "worlds")
 SHARED_BY_ACTORS = tuple(f"generator.{n}" for n in ("actors", "per_actor", "in_flight", "timeout", "cpus", "gpus"))
 
+#: Settings that are gone, at what they were when they did nothing.
+RETIRED = (("generator.families", False),)
+
 # The text under a field is its --help.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -195,6 +198,7 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> DistillConfig:
     """The same from a nested mapping."""
+    tree = without_retired(tree)
     check_keys(tree)
     method, teacher = tree.get("method", DistillConfig.method), tree.get("teacher")
     if arguments or not isinstance(method, str) or not isinstance(teacher, str):
@@ -290,6 +294,14 @@ def known_keys() -> list[str]:
 def keys_of(parser: ArgumentParser) -> list[str]:
     """Every dotted key that a parser takes."""
     return [key for key in parser.get_defaults().keys() if key != "help"]  # noqa: SIM118
+
+
+def without_retired(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree without settings of earlier versions that were off: runs that hold them can still be read."""
+    return {
+        key: {k: v for k, v in value.items() if (f"{key}.{k}", v) not in RETIRED} if isinstance(value, dict) else value
+        for key, value in tree.items()
+    }
 
 
 def check_keys(tree: dict[str, Any]) -> None:

@@ -63,9 +63,10 @@ def distill(
     """
     if config.local:  # on a cluster the actors' machines have to have it
         check_device_is_there(config.device)
-    teacher = load_teacher(Path(config.teacher)).computing(config.bf16, config.channels_last)
+    teacher = load_teacher(Path(config.teacher))
+    check_computing(config, teacher)
     student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
-    check_computing(config, teacher, student)
+    check_computing(config, student)
     check_actors(teacher, config)
     with ExitStack() as held, Mirror(config.out) if is_address(config.out) else nullcontext() as mirror:
         folder = RunFolder(mirror.folder if mirror else config.run_folder())
@@ -76,7 +77,7 @@ def distill(
         if state is None:
             (mirror or folder).check_clear(overwrite)  # `begin` asks again, once the actors have started
         elif folder.summary.exists() and ended(config, state):
-            display.note(f"{folder.path} is finished; give more of its budget to go on")
+            display.note(f"{config.out or folder.path} is finished; give more of its budget to go on")
             return folder.path
         workers = start_workers(teacher, config if state is None else continuing(config))
         try:
@@ -87,6 +88,7 @@ def distill(
                 display.note(described_start(student, teacher, config))
             else:
                 folder.write_config(config)  # what may change, the budget say, has changed
+                folder.summary.unlink(missing_ok=True)
             recorder = _Recorder(workers, config, folder, display, student, mirror)
             with interruptible() as caught, closing(recorder.metrics):
                 progress, learner = _drive(recorder, state, watch, lambda: caught() or stop())
@@ -107,16 +109,18 @@ def distill(
         return folder.path
 
 
-def check_computing(config: DistillConfig, *models: Model) -> None:
-    """Raise UserError if a network that answers otherwise does not in the layout and precision of the settings."""
-    asked = [name for name in ("bf16", "channels_last") if getattr(config, name)]
-    for model in models if asked else ():
-        try:
-            with torch.no_grad():
-                model(random_observations(model, 2))
-        except Exception as error:  # whatever a network of the user's raises
-            why = f"{type(error).__name__}: {error}"
-            raise UserError(f"{asked[-1]}: {model.config.architecture['name']} cannot ({why}); leave it out") from error
+def check_computing(config: DistillConfig, model: Model) -> None:
+    """Have the network compute as the settings say; raises UserError if it answers otherwise and not so, on a CPU."""
+    for name in ("bf16", "channels_last") if config.device == "cpu" else ():
+        if getattr(config, name):
+            model.computing(bf16=name == "bf16", channels_last=name == "channels_last")
+            try:
+                with torch.no_grad():
+                    model(random_observations(model, 2))
+            except Exception as error:  # whatever a network of the user's raises
+                why = f"{type(error).__name__}: {error}"
+                raise UserError(f"{name}: {model.config.architecture['name']} cannot ({why}); leave it out") from error
+    model.computing(config.bf16, config.channels_last)
 
 
 def check_actors(teacher: Model, config: DistillConfig) -> None:

@@ -48,7 +48,7 @@ FREE_ON_RESUME = (
     "generator.timeout",
 )
 #: The same of asynchronous runs, of which a checkpoint holds no generator's state.
-FREE_WITHOUT_ORDER = ("device", "generator.actors", "generator.gpus")
+FREE_WITHOUT_ORDER = ("device", "generator.actors", "generator.gpus", "actor_settings")
 
 
 #: What a run and a sweep's trial write; in a folder that holds anything else nothing is replaced.
@@ -100,7 +100,8 @@ def save_tensors(path: Path, state: dict[str, Any], previous: Path | None = None
 def clear_folder(path: Path, marker: str, what: str, overwrite: bool) -> None:
     """Leave nothing in the folder where a run or a sweep is to begin; raises as `check_clear`."""
     check_clear(path, marker, what, overwrite)
-    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        shutil.rmtree(path)
 
 
 def check_clear(path: Path, marker: str, what: str, overwrite: bool) -> None:

@@ -191,6 +191,13 @@ def test_an_architecture_named_by_a_dotted_key_has_no_settings_of_another(read: 
     assert config.student.architecture == {"name": "lenet5", "width": 0.5}
 
 
+def test_a_setting_that_is_gone_and_was_off_is_passed_over(vector_teacher: Path) -> None:
+    tree = {"teacher": str(vector_teacher), "generator": {"families": False, "steps": 2}}
+    assert build_config(tree).generator.steps == 2
+    with pytest.raises(UserError, match=r"^generator\.families: no such key"):
+        build_config({**tree, "generator": {"families": True}})
+
+
 @pytest.mark.parametrize(
     ("tree", "arguments", "said"),
     [

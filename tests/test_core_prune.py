@@ -72,6 +72,8 @@ def test_of_a_network_of_ones_own_it_is_tried_whether_it_is_a_chain(factory: str
     whole = teacher(tiny.VECTOR, {"name": factory, "width": 8}, "logits")
     student = new_student(whole, StudentSettings(architecture={"name": factory, "width": 8}), 1)
     assert (prune_obstacle(whole, student) is None) == chain
+    registered = teacher(tiny.VECTOR, {"name": "mlp", "hidden": [8, 8]}, "logits")
+    assert chain or prune_obstacle(registered, student) is not None
     if chain:
         smaller = new_student(whole, StudentSettings(architecture={"name": factory, "width": 5}), 1)
         assert prune_obstacle(whole, smaller) is None

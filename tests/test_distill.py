@@ -260,10 +260,10 @@ def test_a_folder_that_is_taken_is_refused_before_actors_start(
 
 def test_a_layout_that_a_network_of_ones_own_cannot_take_is_refused() -> None:
     config = ModelConfig({"name": "strange:Viewed"}, tiny.GREY, 3, "logits")
-    given = DistillConfig("", channels_last=True)
-    check_computing(DistillConfig(""), Model(config).computing(bf16=False, channels_last=False))
+    given = DistillConfig("", bf16=True, channels_last=True)
+    check_computing(DistillConfig(""), Model(config))
     with pytest.raises(UserError, match=r"^channels_last: strange:Viewed cannot \(RuntimeError: view size .*leave"):
-        check_computing(given, Model(config).computing(bf16=False, channels_last=True))
+        check_computing(given, Model(config))
 
 
 @pytest.mark.parametrize("network", [[], ["--method=gas", "--generator.width=8"]])

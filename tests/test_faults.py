@@ -63,9 +63,17 @@ def kill_learner() -> None:
         os.kill(process, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("checkpoint_seconds", "has_checkpoint"), [(0.1, True), (600.0, False)])
+@pytest.mark.parametrize(
+    ("checkpoint_seconds", "has_checkpoint", "synchronous"),
+    [(0.1, True, False), (600.0, False, False), (0.1, True, True)],
+)
 def test_a_killed_learner_goes_on_from_the_last_checkpoint(
-    checkpoint_seconds: float, has_checkpoint: bool, tmp_path: Path, vector_teacher: Path, on_cluster: None
+    checkpoint_seconds: float,
+    has_checkpoint: bool,
+    synchronous: bool,
+    tmp_path: Path,
+    vector_teacher: Path,
+    on_cluster: None,
 ) -> None:
     """Without a checkpoint the run begins again."""
     run = tmp_path / "run"
@@ -73,6 +81,7 @@ def test_a_killed_learner_goes_on_from_the_last_checkpoint(
     tree = tiny.tree(
         vector_teacher, out=str(run), checkpoint_seconds=checkpoint_seconds, generator=generator, budget=budget
     )
+    tree["synchronous"] = synchronous
     saboteur = Saboteur(300, kill_learner)
     distill(build_config(tree), saboteur)
     assert "warning: the learner was lost (" in saboteur.output.getvalue()

@@ -297,15 +297,16 @@ def test_generators_have_places_beside_the_learner_where_its_label_lets_it_be() 
 def test_what_is_free_in_parts_is_no_place_for_an_actor(
     config: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(actors: int, *free: float, elastic: bool = False) -> str:
-        nodes = [{"Labels": {}, "Resources": {"CPU": cpus}} for cpus in free]
+    def missing(actors: int, *free: float, elastic: bool = False, cpus: float = 1.0) -> str:
+        nodes = [{"Labels": {}, "Resources": {"CPU": amount}} for amount in free]
         monkeypatch.setattr(resources, "free_nodes", lambda: nodes)
-        return not_free(config(generator={"actors": actors, "cpus": 1.0}, elastic=elastic))
+        return not_free(config(generator={"actors": actors, "cpus": cpus}), elastic)
 
     assert missing(2, 1.5, 2.0) == missing(2, 3.0) == missing(5, 1.0, elastic=True) == ""
     assert "each needs a place on one node, and nodes have 1 free beside the learner" in missing(2, 1.5, 1.5)
     assert "2 actors and the learner reserve 3 CPU, 2 is free" in missing(2, 1.0, 1.0)
-    assert "student.cpus: the learner reserves 1 CPU, 0.5 is free" in missing(2, 0.5, elastic=True)
+    for told in (missing(5, 0.5, 0.5, elastic=True), missing(1, 0.75, 0.75, cpus=0.5)):
+        assert "student.cpus: no node has what the learner reserves ({'CPU': 1.0, 'GPU': 0.0}) free" in told
 
 
 def test_more_actors_than_the_cluster_has_is_an_error_that_says_what_is_there(
@@ -316,17 +317,20 @@ def test_more_actors_than_the_cluster_has_is_an_error_that_says_what_is_there(
         drive(greedy)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"GPU, 0 .* free; lower generator\.actors or generator\.gpus"):
-        check_resources(config(generator={"gpus": 0.5}))
+        check_resources(config(generator={"gpus": 0.5}), elastic=False)
     nodes = [{**node, "Resources": {"CPU": 2.0}} for node in ray.nodes() * 2]  # as if the four CPUs lay on two nodes
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(resources, "free_nodes", lambda: nodes)
     with pytest.raises(UserError, match=r"^generator\.cpus: no node has what one such actor reserves .*'CPU': 3"):
-        check_resources(config(generator={"actors": 1, "cpus": 3}))
-    check_resources(config(generator={"actors": 1, "cpus": 2}))
+        check_resources(config(generator={"actors": 1, "cpus": 3}), elastic=False)
+    check_resources(config(generator={"actors": 1, "cpus": 2}), elastic=False)
     # A place on each of the two, of which the learner takes one half.
-    with pytest.raises(UserError, match=r"^generator\.actors: 2 actors, of which each .* have 1 beside the learner"):
-        check_resources(config(generator={"actors": 2, "cpus": 1.4}))
-    check_resources(config(generator={"actors": 3, "cpus": 1}))
-    check_resources(config(generator={"actors": 9, "cpus": 0}))
+    with pytest.raises(
+        UserError, match=r"^generator\.actors: 2 actors, of which each .* have 1 free beside the learner"
+    ):
+        check_resources(config(generator={"actors": 2, "cpus": 1.4}), elastic=False)
+    check_resources(config(generator={"actors": 3, "cpus": 1}), elastic=False)
+    check_resources(config(generator={"actors": 9, "cpus": 0}), elastic=False)
     with pytest.raises(
         UserError, match=r"^device: cuda is not there \(no machine of the cluster has a GPU\); use cpu$"
     ):

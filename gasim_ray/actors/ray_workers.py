@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,7 @@ class RayWorkers:
         # A trial of a sweep has a placement group with a bundle for each actor, which its caller has checked.
         self.placed = get_current_placement_group() is not None
         if not self.placed:
-            check_resources(config)
+            check_resources(config, config.elastic)
         self.gauges: dict[str, Any] = {}
         self.teacher = ray.put(teacher)
         ready = [self._start_all(), *self.ready_answers]
@@ -212,7 +211,7 @@ class RayWorkers:
         Raises UserError if there is none for the learner, and WorkerLost if it dies as it starts.
         """
         self._end_all()
-        check_resources(replace(self.config, elastic=True))
+        check_resources(self.config, elastic=True)
         self.read(self._start_all())
 
     def _end_all(self) -> None:

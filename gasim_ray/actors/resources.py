@@ -21,10 +21,11 @@ def learner_gpus(config: DistillConfig) -> float:
     return (config.generator.gpus or 1.0) if config.device.startswith("cuda") else 0.0
 
 
-def check_resources(config: DistillConfig) -> None:
+def check_resources(config: DistillConfig, elastic: bool) -> None:
     """Raise UserError if the cluster has less free than the run reserves, or no such node or device.
 
-    Ray would wait for it for ever. What a run before this one is still letting go of is waited for.
+    If `elastic`, its learner suffices. Ray would wait for it for ever. What a run before this one is still letting go
+    of is waited for.
     """
     learner, *others = bundles(config)
     if learner["GPU"] and not ray.cluster_resources().get("GPU"):
@@ -37,31 +38,32 @@ def check_resources(config: DistillConfig) -> None:
             f"student.node_label: no node with {config.student.node_label} has what the learner reserves ({learner}); "
             f"start one with `ray start --labels={config.student.node_label}`, or leave it out"
         )
-    for section, one in (("student", learner), *([] if config.elastic else [("generator", others[0])])):
+    if not elastic and lacking(reserved(config), ray.cluster_resources()):
+        raise UserError(not_free(config, elastic))
+    for section, one in (("student", learner), *([] if elastic else [("generator", others[0])])):
         if all(lacking(one, node["Resources"]) for node in nodes):
             raise UserError(f"{section}.cpus: no node has what one such actor reserves ({one}); lower it, or its GPUs")
-    never = not config.elastic and lacking(reserved(config), ray.cluster_resources())
     deadline = time.monotonic() + RELEASE_SECONDS
-    while missing := not_free(config):
-        if never or time.monotonic() > deadline:
+    while missing := not_free(config, elastic):
+        if time.monotonic() > deadline:
             raise UserError(missing)
         time.sleep(0.1)
 
 
-def not_free(config: DistillConfig) -> str:
+def not_free(config: DistillConfig, elastic: bool) -> str:
     """What the cluster's nodes now have too little of for the run, in words; empty if there is enough."""
     learner, *others = bundles(config)
-    nodes, actors = free_nodes(), config.generator.actors
+    nodes, actors, wanted_label = free_nodes(), config.generator.actors, label(config) or {}
     free = summed([node["Resources"] for node in nodes])
-    if short := lacking(learner if config.elastic else reserved(config), free):
+    if not elastic and (short := lacking(reserved(config), free)):
         resource, amount = short
-        if config.elastic:
-            return f"student.cpus: the learner reserves {learner[resource]:g} {resource}, {amount:g} is free"
         return (
             f"generator.actors: {actors} actors and the learner reserve {reserved(config)[resource]:g} {resource}, "
             f"{amount:g} is free; lower generator.actors or generator.{resource.lower()}s"
         )
-    if not config.elastic and (most := places(learner, others[0], nodes, label(config) or {})) < len(others):
+    if all(lacking(learner, n["Resources"]) for n in nodes if wanted_label.items() <= n["Labels"].items()):
+        return f"student.cpus: no node has what the learner reserves ({learner}) free; lower it, or wait for one"
+    if not elastic and (most := places(learner, others[0], nodes, wanted_label)) < len(others):
         return (
             f"generator.actors: {actors} actors, of which each needs a place on one node, and nodes have {most} free "
             "beside the learner; lower generator.actors, generator.cpus or generator.gpus"

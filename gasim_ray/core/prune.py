@@ -58,21 +58,21 @@ def prune_obstacle(teacher: Model, student: Model) -> str | None:
         if small.weight.shape[1] != places * units[1] or small.weight.shape[0] > big.weight.shape[0]:
             return f"layer {number} of the student is no part of the teacher's"
         units = (big.weight.shape[0], small.weight.shape[0])
-    if ":" in teacher.config.architecture["name"] and not is_chain(teacher):
-        return "the teacher's network does more than one layer after the other"
+    if any(":" in m.config.architecture["name"] and not is_chain(m) for m in (teacher, student)):
+        return "the teacher's or the student's network does more than one layer after the other"
     return None
 
 
-def is_chain(teacher: Model) -> bool:
-    """Whether the teacher cut down to its own size answers as it does, which only a chain of layers must.
+def is_chain(model: Model) -> bool:
+    """Whether a model cut down to its own size answers as it does, which only a chain of layers must.
 
     What a network of one's own does between its layers cannot be read from them.
     """
-    whole, same = deepcopy(teacher).cpu().eval(), deepcopy(teacher).cpu().eval()
-    observations = random_observations(teacher, CHAIN_OBSERVATIONS)
+    whole, same = (deepcopy(model).cpu().eval().computing(False, model.channels_last) for _ in range(2))
+    observations = random_observations(model, CHAIN_OBSERVATIONS)
     cut_down(whole, same, observations)
     with torch.no_grad():
-        answers, others = whole(observations) / teacher.config.output_scale, same(observations)
+        answers, others = whole(observations) / model.config.output_scale, same(observations)
     return bool((answers - others).abs().max() <= 0.01 * answers.std())
 
 

@@ -111,7 +111,7 @@ def finish(tuner: tune.Tuner, sweep: Sweep, folder: Path, total: int) -> Path:
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror or error})"
         raise UserError(f"out: {reason}; free some space and go on with: gasim tune --resume {folder}") from error
-    if results and all(result.reason for result in results):
+    if results and not left and all(result.reason for result in results):
         raise UserError(f"sweep: every trial failed, the first with: {results[0].reason} (see {folder}/results.csv)")
     if left and not timed_out:
         raise Interrupted(f"interrupted, {left} trials are not done; go on with: gasim tune --resume {folder}")
