@@ -19,6 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 from cycler import cycler
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.cells import CONTROLS, ROOT, current_results, remark, suite_names
 from benchmarks.sweep_tables import DIVERSITY, FRESH_SEEDS, TRIALS, diverse
@@ -26,6 +27,10 @@ from benchmarks.tables import mean_shares, merged_tasks, scaled
 
 #: Of twenty methods; those beyond have broken lines.
 COLOURS = plt.colormaps["tab20"].colors
+
+
+#: Seconds of the cells whose curves share a figure; longer ones have another.
+MINUTE = 60.0
 
 
 def main() -> int:
@@ -36,7 +41,13 @@ def main() -> int:
             print(draw(suite, task, [line for line in lines if line["task"] == task]))
         grown = [line for line in lines if line.get("growth")]
         for task in dict.fromkeys(line["task"] for line in grown):
-            print(draw_growth(suite, task, [line for line in grown if line["task"] == task]))
+            own = [line for line in grown if line["task"] == task]
+            for name, some in (
+                ("minute", [line for line in own if line["budget_seconds"] <= MINUTE]),
+                ("growth", [line for line in own if line["budget_seconds"] > MINUTE]),
+            ):
+                if some:
+                    print(draw_growth(suite, task, some, name))
     images = list(current_results("images").values())
     for task in merged_tasks(images):
         print(draw_modes(task, [line for line in images if line["task"] == task]))
@@ -102,10 +113,11 @@ def draw(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
     return save(figure, f"{suite}-{task}")
 
 
-def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
+def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]], name: str) -> str:
     """Write how one task's students came nearer to their teacher with what was invented, the first seed of each.
 
-    The legend begins with the one that ends nearest. Returns the figure's path.
+    A curve's last point is the last checkpoint. The legend begins with the one that ends nearest. Returns the figure's
+    path.
     """
     scored = any(line.get("growth_scores") for line in lines)
     figure, panels = plt.subplots(1, 2 + scored, figsize=(11 + 4 * scored, 5.2), layout="constrained")
@@ -113,19 +125,28 @@ def draw_growth(suite: str, task: str, lines: Sequence[dict[str, Any]]) -> str:
     for axes in panels:
         axes.set_prop_cycle(cycler(linestyle=["-", "--"]) * cycler(color=COLOURS))
         axes.set(xlabel="synthetic observations", xscale="log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3, which="both")
-    for first in sorted((first for first, *_ in by_method(lines)), key=lambda line: line["growth"][-1][-1]):
-        _, observations, agreement, kl = zip(*first["growth"], strict=True)
+    for first in sorted((first for first, *_ in by_method(lines)), key=lambda line: line["kl"]):
+        ended = first["synthetic_observations"]
+        last = [first["wall_seconds"], ended, first["agreement"], first["kl"]]
+        _, observations, agreement, kl = zip(*first["growth"], last, strict=True)
         left.plot(observations, kl, marker=".", label=named(first))
         right.plot(observations, [100 * share for share in agreement], marker=".")
         for axes in third:
-            axes.plot(*zip(*first.get("growth_scores", [(nan, nan)]), strict=True), marker=".")
+            scores = first.get("growth_scores", [(nan, nan)])
+            score = first["sticky"]["student"] if "sticky" in first else first["student_score"]
+            axes.plot(*zip(*scores, (ended, score), strict=True), marker=".")
             axes.set(ylabel="return, with sticky actions in a game")
+    for axes in third:
+        first = lines[0]
+        teacher = first["sticky"]["teacher"] if "sticky" in first else first["teacher_score"]
+        axes.axhline(teacher, color="black", linestyle=":", label="teacher")
     left.set(ylabel="KL on the teacher's real states, nats", yscale="log")
     right.set(ylabel="agreement there, %")
     figure.suptitle(title(task))
     figure.legend(fontsize="small", ncols=4, loc="outside lower center")
-    return save(figure, f"{suite}-{task}-growth")
+    return save(figure, f"{suite}-{task}-{name}")
 
 
 def title(task: str) -> str:

@@ -46,17 +46,20 @@ def test_a_figure_joins_the_seeds_of_a_method(suite: dict[str, Any], saved: list
 
 
 def test_a_figure_shows_how_kl_fell_in_the_first_seed_of_each_method(suite: dict[str, Any], saved: list[Any]) -> None:
+    ended = {"wall_seconds": 3.0, "synthetic_observations": 300, "agreement": 0.7, "teacher_score": 20.0}
     first = {"method": "noise", "knowledge": "bounds", "growth": [[1.0, 100.0, 0.5, 0.2], [2.0, 200.0, 0.6, 0.1]]}
+    first |= {**ended, "kl": 0.05, "student_score": 3.0}
     second = {"method": "gasim", "knowledge": "generic", "growth": [[1.0, 150.0, 0.5, 0.02]]}
-    second["growth_scores"] = [[150.0, 12.0]]
-    path = cells.ROOT.parent / figures.draw_growth("small", "cartpole", [first, second, {"method": "noise"}])
+    second |= {**ended, "kl": 0.01, "student_score": 14.0, "growth_scores": [[150.0, 12.0]]}
+    path = cells.ROOT.parent / figures.draw_growth("small", "cartpole", [first, second, {"method": "noise"}], "growth")
     assert path.name == "small-cartpole-growth.png"
     assert path.stat().st_size > 1000
     kl, agreement, returns = (points(axes) for axes in saved[0].axes)
     # What ends nearest comes first.
-    assert kl == [[[150.0, 0.02]], [[100.0, 0.2], [200.0, 0.1]]]
-    assert agreement == [[[150.0, 50.0]], [[100.0, 50.0], [200.0, 60.0]]]
-    assert returns[0] == [[150.0, 12.0]]
+    assert kl == [[[150.0, 0.02], [300.0, 0.01]], [[100.0, 0.2], [200.0, 0.1], [300.0, 0.05]]]
+    assert agreement == [[[150.0, 50.0], [300.0, 70.0]], [[100.0, 50.0], [200.0, 60.0], [300.0, 70.0]]]
+    assert returns[0] == [[150.0, 12.0], [300.0, 14.0]]
+    assert [level for _, level in returns[-1]] == [20.0, 20.0]
 
 
 def test_a_game_s_table_shows_how_far_students_are_from_random(
