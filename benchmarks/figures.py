@@ -27,8 +27,6 @@ from benchmarks.tables import mean_shares, merged_tasks, scaled
 
 #: Of twenty methods; those beyond have broken lines.
 COLOURS = plt.colormaps["tab20"].colors
-
-
 #: Seconds of the cells whose curves share a figure; longer ones have another.
 MINUTE = 60.0
 

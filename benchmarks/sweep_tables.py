@@ -37,6 +37,7 @@ def sweep_rows() -> list[str]:
         "trials (finished)",
         "objective",
         "rank correlation",
+        "of finished trials",
         "of regret",
         "best of the sweep",
         *presets,
@@ -45,13 +46,13 @@ def sweep_rows() -> list[str]:
     rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for name in FRESH_SEEDS:
         lines = [line for line in read_results(SUITE) if line["task"] == name]
-        found = [_cells(line, of_regret(name) if line is lines[-1] else "") for line in lines]
+        found = [_cells(line, of_kept_trials(line) if line is lines[-1] else ["", ""]) for line in lines]
         found = found or [["not measured"] * (len(head) - 1)]
         rows += ["| " + " | ".join([name, *cells]) + " |" for cells in found]
     return rows
 
 
-def _cells(line: dict[str, Any], regret: str) -> list[str]:
+def _cells(line: dict[str, Any], of_kept: list[str]) -> list[str]:
     found = line["rank_correlation"]
     scale = 100 if found["metric"] == "accuracy" else 1
     spreads = [
@@ -62,21 +63,27 @@ def _cells(line: dict[str, Any], regret: str) -> list[str]:
         f"{line['trials']} ({line['states'].get('finished', 0)})",
         found["objective"],
         f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
-        regret,
+        *of_kept,
         *spreads,
         "not measured" if line["wall_seconds"] is None else f"{line['wall_seconds']:.0f}",
     ]
 
 
-def of_regret(name: str) -> str:
-    """The rank correlation that the kept trials give the default objective, whatever steered them."""
-    path = TRIALS / f"{name}.csv"
+def of_kept_trials(line: dict[str, Any]) -> list[str]:
+    """Rank correlations with the true score: of a sweep's objective over the kept trials that ran to their end, and of
+    the default one over all of them, whatever steered them.
+    """
+    path = TRIALS / f"{line['task']}.csv"
     if not path.exists():
-        return "not measured"
+        return ["not measured"] * 2
     trials = pd.read_csv(path)
+    finished, objective = trials[trials["state"] == "finished"], line["rank_correlation"]["objective"]
+    sign = 1 if objective == "agreement" else -1
+    of_finished = sign * finished[objective].corr(finished[score_of(trials)], "spearman")
     sources = {str(name).split("/")[1]: trials[name] for name in trials.columns if str(name).startswith("regret/")}
     regret = [combined({source: column[i] for source, column in sources.items()}) for i in range(len(trials))]
-    return f"{-pd.Series(regret).corr(trials[score_of(trials)], 'spearman'):.2f}"
+    of_regret = -pd.Series(regret).corr(trials[score_of(trials)], "spearman")
+    return [f"{of_finished:.2f}", f"{of_regret:.2f}"]
 
 
 def score_of(trials: pd.DataFrame) -> str:

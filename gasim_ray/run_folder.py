@@ -201,7 +201,8 @@ class RunFolder:
     def begin(self, config: DistillConfig, overwrite: bool) -> None:
         """Make the folder and write config.yaml; raises as `check_clear`."""
         self.check_clear(overwrite)
-        clear_folder(self.path, "config.yaml", "a run", overwrite)
+        if self.path.exists():
+            shutil.rmtree(self.path)
         self.write_config(config)
 
     def write_config(self, config: DistillConfig) -> None:
