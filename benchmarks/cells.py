@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from gasim_ray.config import DistillConfig, actor_configs, build_config, merged, plain
+from gasim_ray.config import DistillConfig, build_config, kinds_of, merged, plain
 from gasim_ray.core.model import load_config
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import is_atari
@@ -107,7 +107,7 @@ class Cell:
         tree = plain(asdict(self.config))
         # What the learner reserves and how long an actor is waited for decide nothing; older lines know neither.
         del tree["student"]["cpus"], tree["generator"]["timeout"]
-        drawn = {name for own in actor_configs(self.config) for name in own.generator.prior}
+        drawn = {name for own in kinds_of(self.config) for name in own.generator.prior}
         for section, priors in (("scenes", {"scenes"}), ("worlds", {"worlds", "rally"})):
             if priors.isdisjoint(drawn):
                 del tree[section]
@@ -163,7 +163,10 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
     sizes, (stem, _, size) = declared.get("sizes", {}), method.rpartition("-")
     name, sized = (stem, dict(sizes[size])) if size in sizes else (method, {})
     played = sized.pop("played", 0)
-    variants = {**declared.get("variants", {}), **{control: {"method": "gasim"} for control in CONTROLS}}
+    variants = {
+        **declared.get("variants", {}),
+        **{control: {"method": "gasim", "actor_settings": []} for control in CONTROLS},
+    }
     own = variants.get(name, {} if declared["kind"] == "chaos" else {"method": name})
     tree = merged(declared["config"], settings, own, sized, {"seed": seed})
     group, training = described.get("group", suite), described.get("training", {})

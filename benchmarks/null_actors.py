@@ -25,7 +25,7 @@ class NullGenerator:
 
     def synthesize(self, order: int, weights: StudentWeights) -> tuple[BatchInfo, SyntheticBatch]:
         """See gasim_ray.core.synthesizer."""
-        info = BatchInfo(self.actor, 0, order, weights.step, COUNT, 0.0, 0.0, 0.0)
+        info = BatchInfo(self.actor, 0, 0, order, weights.step, COUNT, 0.0, 0.0, 0.0)
         return info, SyntheticBatch(self.observations, self.answers, info)
 
     def memory(self) -> int:

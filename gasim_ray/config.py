@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from torch import nn
 
 from gasim_ray import methods
 from gasim_ray.core.device import check_device_name
@@ -90,8 +91,8 @@ class DistillConfig:
 
     actor_settings: tuple[dict[str, dict[str, Any]], ...] = ()
     """What generator actors have of their own over the settings below, in turn: trees of sections generator, objective,
-    scenes and worlds, such as [{"generator": {"prior": ["scenes"]}}, {"objective": {"adversarial": 3.0}}]. What the
-    student starts with is taken from the settings below alone."""
+    scenes and worlds, such as [{"generator": {"prior": ["scenes"]}}, {"objective": {"adversarial": 3.0}}]. Fewer actors
+    than that take several each, order by order. What the student starts with is taken from the settings below alone."""
 
     student: StudentSettings = field(default_factory=StudentSettings)
     generator: GeneratorSettings = field(default_factory=GeneratorSettings)
@@ -119,9 +120,6 @@ class DistillConfig:
                 f"student.batch_size: {self.student.batch_size} is more than generator.batch_size "
                 f"({self.generator.batch_size}), and pool.replay {self.pool.replay} < 1 takes fresh observations"
             )
-        if len(self.actor_settings) > self.generator.actors:
-            few = f"{len(self.actor_settings)} kinds for {self.generator.actors} actors"
-            raise UserError(f"actor_settings: {few}; give as many generator.actors")
 
     @property
     def ordered(self) -> bool:
@@ -208,15 +206,21 @@ def build_config(tree: dict[str, Any], arguments: Sequence[str] = ()) -> Distill
     check_method(tree, method, facts)
     parser = method_parser(method, facts)
     config = instantiate(parser, parse(parser, tree, arguments))
-    actor_configs(config)
+    kinds_of(config)
     return config
 
 
-def actor_config(config: DistillConfig, actor: int) -> DistillConfig:
-    """The configuration with what one generator actor has of its own; raises UserError for what it cannot have."""
-    if not config.actor_settings:
-        return config
-    index = actor % len(config.actor_settings)
+def kinds_of(config: DistillConfig, actor: int | None = None) -> list[DistillConfig]:
+    """The configuration with each of `actor_settings`: all of them, or those that one generator actor takes in turn.
+
+    Raises UserError for what an actor cannot have of its own.
+    """
+    kinds = [with_own(config, index) for index in range(len(config.actor_settings))] or [config]
+    return kinds if actor is None else kinds[actor % len(kinds) :: config.generator.actors]
+
+
+def with_own(config: DistillConfig, index: int) -> DistillConfig:
+    """The configuration with one of `actor_settings`; raises UserError for what an actor cannot have of its own."""
     own = config.actor_settings[index]
     try:
         check_keys(own)
@@ -228,25 +232,19 @@ def actor_config(config: DistillConfig, actor: int) -> DistillConfig:
         raise UserError(f"actor_settings[{index}]: {error}") from error
 
 
-def actor_configs(config: DistillConfig) -> list[DistillConfig]:
-    """Each kind of actor's configuration."""
-    return [actor_config(config, actor) for actor in range(max(1, len(config.actor_settings)))]
-
-
 def check_method(tree: Mapping[str, Any], method: str, facts: methods.TeacherFacts) -> None:
     """Raise UserError if a tree that names one method holds what its preset sets, and another is to take its place."""
     named = tree.get("method", method)
     if named == method:
         return
     before, after = (method_parser(str(name), facts).get_defaults() for name in (named, method))
-    for section in methods.preset(str(named), facts):
-        for name, value in (tree.get(section) or {}).items():
-            key = f"{section}.{name}"
-            if plain(value) == plain(before.get(key)) != plain(after.get(key)):
-                raise UserError(
-                    f"method: {method!r} over a configuration of {named!r} whose {key} would stay; take that and the "
-                    "others of its preset out of it, or start from --teacher"
-                )
+    preset = methods.preset(str(named), facts)
+    for key, value in dotted({section: tree[section] for section in preset if section in tree}).items():
+        if plain(value) == plain(before.get(key)) != plain(after.get(key)):
+            raise UserError(
+                f"method: {method!r} over a configuration of {named!r} whose {key} would stay; take that and the "
+                "others of its preset out of it, or start from --teacher"
+            )
 
 
 @cache
@@ -259,15 +257,16 @@ def teacher_facts(folder: str) -> methods.TeacherFacts:
     """What presets depend on; the network is built with whatever weights, as random numbers elsewhere stay the same."""
     config = load_config(Path(folder))
     with torch.random.fork_rng(devices=[]):
-        return methods.TeacherFacts(config.observation, Model(config).has_batch_norm)
+        model = Model(config)
+    dense = any(isinstance(layer, nn.Linear) for layer in model.modules())
+    return methods.TeacherFacts(config.observation, model.has_batch_norm, dense)
 
 
 @lru_cache
 def method_parser(method: str, teacher: methods.TeacherFacts) -> ArgumentParser:
     """The parser with a method's defaults; kept likewise."""
     parser = make_parser()
-    for section, values in methods.preset(method, teacher).items():
-        parser.set_defaults({f"{section}.{key}": value for key, value in values.items()})
+    parser.set_defaults(dotted(methods.preset(method, teacher)))
     return parser
 
 

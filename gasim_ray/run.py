@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from gasim_ray.actors.loop import Loop, Progress
 from gasim_ray.actors.workers import LocalWorkers, WorkerLost, Workers, described_start, make_prior, make_student
-from gasim_ray.config import DistillConfig, actor_configs
+from gasim_ray.config import DistillConfig, kinds_of
 from gasim_ray.core.device import check_device_is_there
 from gasim_ray.core.distill import check_objective, with_source
 from gasim_ray.core.mixture import most_knowledge
@@ -125,7 +125,7 @@ def check_computing(config: DistillConfig, model: Model) -> None:
 
 def check_actors(teacher: Model, config: DistillConfig) -> None:
     """Raise UserError if a generator actor could not do with this teacher what the settings, or its own, say."""
-    for index, own in enumerate(actor_configs(config)):
+    for index, own in enumerate(kinds_of(config)):
         try:
             check_objective(teacher, own.generator, own.objective)
             if config.actor_settings:
@@ -332,7 +332,7 @@ def _finish(
 
 def knowledge_level(config: DistillConfig) -> Knowledge:
     """What the run knows beyond bounds and weights: the most that its priors, blur, shifted views or terms assume."""
-    configs = [config, *actor_configs(config)]
+    configs = [config, *kinds_of(config)]
     level = most_knowledge([name for own in configs for name in own.generator.prior])
     assumes_pictures = any(
         own.generator.views > 1

@@ -237,7 +237,7 @@ def test_a_worker_emits_labelled_frames(kind: str, spec: Any) -> None:
     objective = ObjectiveSettings(adversarial=float(kind == "rendered"), divergence="js")
     given = DistillConfig("", generator=settings, objective=objective)
     check_objective(teacher, settings, objective)
-    worker = Synthesizer(teacher, student, Mixture(settings.prior, teacher, "cpu"), given, 0, "cpu")
+    worker = Synthesizer(teacher, student, [(Mixture(settings.prior, teacher, "cpu"), given)], 0, "cpu")
     weights = StudentWeights(0, {name: tensor.numpy() for name, tensor in student.network.state_dict().items()})
     generations = [worker.synthesize(order, weights)[0].generation for order in range(4)]
     assert generations == ([0, 1, 2, 3] if kind == "rendered" else [0, 0, 1, 1])
@@ -252,7 +252,7 @@ def test_other_priors_keep_their_shares_beside_what_is_found(kind: str, made_of:
     settings = GeneratorSettings(kind=kind, prior=(made_of, "uniform", "patches"), steps=1, batch_size=32)  # type: ignore[arg-type]
     student = new_student(teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0)
     mixture, given = Mixture(settings.prior, teacher, "cpu"), DistillConfig("", generator=settings, objective=objective)
-    worker = Synthesizer(teacher, student, mixture, given, 0, "cpu")
+    worker = Synthesizer(teacher, student, [(mixture, given)], 0, "cpu")
     _, batch = worker.synthesize(0, StudentWeights(-1, {}))
     assert len(batch.observations) == 32
     # Noise has as many tones as pixels, what is drawn hardly any.

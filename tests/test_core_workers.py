@@ -44,7 +44,7 @@ def synthesizer(teacher: Model | None = None, actor: int = 0, seed: int = 0, **c
     prior = Mixture(settings.prior, teacher, "cpu") if settings.prior else None
     student = new_student(teacher, STUDENT, seed)
     given = DistillConfig("", seed=seed, student=STUDENT, generator=settings, objective=ObjectiveSettings(one_hot=1.0))
-    return Synthesizer(teacher, student, prior, given, actor, "cpu")
+    return Synthesizer(teacher, student, [(prior, given)], actor, "cpu")
 
 
 def generations(worker: Synthesizer, orders: int) -> dict[int, list[int]]:
@@ -66,7 +66,7 @@ def indifferent() -> Model:
 
 def test_the_clock_restarts_a_network_and_the_clocks_of_a_worker_are_staggered() -> None:
     lives = generations(synthesizer(per_actor=2, reset_every=4, actor=3), 18)
-    assert lives == {6: [0, 0, 0, 0, 1, 1, 1, 1, 2], 7: [0, 0, 1, 1, 1, 1, 2, 2, 2]}
+    assert lives == {0: [0, 0, 0, 0, 1, 1, 1, 1, 2], 1: [0, 0, 1, 1, 1, 1, 2, 2, 2]}
 
 
 def test_without_a_clock_a_network_lives_on() -> None:
@@ -115,7 +115,7 @@ def test_a_batch_carries_the_teachers_answers_and_says_where_it_is_from() -> Non
     np.testing.assert_array_equal(made.teacher_answers, policy_logits(outputs, 1.0).numpy())
     guess = new_student(worker.teacher, STUDENT, 7).eval()(observations)
     assert info.agreement == float((guess.argmax(1) == outputs.argmax(1)).float().mean())
-    assert (info.generator, info.order, info.student_step, info.count) == (5, 3, 40, 8)
+    assert (info.actor, info.generator, info.order, info.student_step, info.count) == (2, 1, 3, 40, 8)
     assert made.info == info
 
 
@@ -160,12 +160,13 @@ def test_contrast_pushes_a_generator_away_from_what_is_remembered() -> None:
 
 
 def test_a_restored_synthesizer_remembers_what_it_contrasts_with() -> None:
+    teacher, settings = tiny.model(tiny.GREY), StudentSettings(architecture=tiny.SMALL_CNN)
+    generator = GeneratorSettings(kind="direct", prior=("uniform",), steps=1, batch_size=8)
+    given = DistillConfig("", student=settings, generator=generator, objective=ObjectiveSettings(contrastive=1.0))
+
     def worker() -> Synthesizer:
-        made = synthesizer(tiny.model(tiny.GREY), kind="direct", steps=1)
-        made.objective = ObjectiveSettings(contrastive=1.0)
-        made.contrast = Contrast(made.teacher, made.settings, made.objective)
-        made.student = new_student(made.teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0).frozen()
-        return made
+        prior = Mixture(generator.prior, teacher, "cpu")
+        return Synthesizer(teacher, new_student(teacher, settings, 0), [(prior, given)], 0, "cpu")
 
     saved, restored = worker(), worker()
     start = handed_out(saved.student)
@@ -202,7 +203,7 @@ def learner(pool: PoolSettings | None = None, **changed: Any) -> Learner:
 def batch(seed: int = 0, count: int = 64) -> SyntheticBatch:
     observations = tiny.VECTOR.quantise(Uniform(TEACHER, "cpu").sample(count, rng("cpu", seed)))
     logits = policy_logits(TEACHER(observations), 1.0)
-    info = BatchInfo(0, 0, seed, 0, count, 0.0, 0.0, 0.0)
+    info = BatchInfo(0, 0, 0, seed, 0, count, 0.0, 0.0, 0.0)
     return SyntheticBatch(observations.numpy(), logits.numpy(), info)
 
 
@@ -297,9 +298,8 @@ def test_frames_are_made_and_labelled(prior: str) -> None:
     teacher = tiny.model(tiny.ATARI, actions=6)
     settings = GeneratorSettings(prior=(prior,), steps=0, batch_size=20, disputed=2)
     student = new_student(teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0)
-    worker = Synthesizer(
-        teacher, student, Mixture(settings.prior, teacher, "cpu"), DistillConfig("", generator=settings), 0, "cpu"
-    )
+    given = DistillConfig("", generator=settings)
+    worker = Synthesizer(teacher, student, [(Mixture(settings.prior, teacher, "cpu"), given)], 0, "cpu")
     weights = StudentWeights(0, {name: tensor.numpy() for name, tensor in student.network.state_dict().items()})
     info, batch = worker.synthesize(0, weights)
     assert (batch.observations.shape, batch.teacher_answers.shape, info.count) == ((20, 84, 84, 4), (20, 6), 20)
@@ -320,8 +320,9 @@ def test_actors_take_settings_of_their_own_in_turn(vector_teacher: Path) -> None
     workers = LocalWorkers(load_teacher(vector_teacher), config)
 
     def kind(synthesizer: Synthesizer) -> tuple[str, int, float]:
-        prior = synthesizer.slots[0].generator.prior.priors[0]  # type: ignore[attr-defined]
-        return type(prior).__name__, synthesizer.settings.steps, synthesizer.objective.adversarial
+        (slot,) = synthesizer.slots
+        prior = slot.generator.prior.priors[0]  # type: ignore[attr-defined]
+        return type(prior).__name__, slot.kind.settings.steps, slot.kind.objective.adversarial
 
     common_adversary = config.objective.adversarial
     assert common_adversary not in (0.0, 3.0)
@@ -329,6 +330,11 @@ def test_actors_take_settings_of_their_own_in_turn(vector_teacher: Path) -> None
     assert [kind(s) for s in workers.synthesizers] == [first, ("Uniform", 0, common_adversary), first]
     answers = [workers.order(actor, 0, workers.student_weights()) for actor in range(3)]
     assert [answer.summary.count for answer in answers] == [32, 32, 32]
+    generator = {**common, "actors": 2}
+    few = LocalWorkers(
+        load_teacher(vector_teacher), build_config({**tree, "generator": generator, "actor_settings": [*own, *own, {}]})
+    )
+    assert [[slot.kind.settings.steps for slot in s.slots] for s in few.synthesizers] == [[2, 2, 0], [0, 0]]
     # Vectors are standardised alike by all, by what the common prior draws.
     normalisers = {str(s.student.config.observation) for s in workers.synthesizers}
     assert normalisers == {str(workers.learner.student.config.observation)}
@@ -337,7 +343,6 @@ def test_actors_take_settings_of_their_own_in_turn(vector_teacher: Path) -> None
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ([{}, {}, {}], r"^actor_settings: 3 kinds for 2 actors; give as many generator\.actors"),
         ([{}, {"student": {"steps": 3}}], r"^actor_settings\[1\]: student\.steps: all actors share it; set it beside"),
         ([{"generator": {"actors": 3}}], r"^actor_settings\[0\]: generator\.actors: all actors share it"),
         (

@@ -156,6 +156,7 @@ def interrupt(process: subprocess.Popen[str], run: Path) -> tuple[int, str]:
         ("synchronous", "direct"),
         ("synchronous", "network"),
         ("synchronous", "one of each"),
+        ("local", "both by one"),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_student(
@@ -172,9 +173,17 @@ def test_an_interrupted_run_goes_on_to_the_same_student(
         request.getfixturevalue("on_cluster")
     steps = {"local": 1000, "synchronous": 500}[mode]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    own: list[Any] = [{}, {"generator": {"kind": "direct"}}] if kind == "one of each" else []
-    kind = "network" if own else kind
-    generator = {"kind": kind, "per_actor": 2, "reset_every": 7, "stagnation": 5, "latent": 4, "steps": 1}
+    own: list[Any] = [{}, {"generator": {"kind": "direct"}}] if kind in ("one of each", "both by one") else []
+    actors, kind = (1 if kind == "both by one" else 2), ("network" if own else kind)
+    generator = {
+        "kind": kind,
+        "actors": actors,
+        "per_actor": 2,
+        "reset_every": 7,
+        "stagnation": 5,
+        "latent": 4,
+        "steps": 1,
+    }
     tree = tiny.tree(vector_teacher, generator=generator, checkpoint_seconds=0.1, budget={"student_steps": steps})
     pool = {"capacity": 300, "replay": 0.5, "hard": 0.5}
     config = config_file({**tree, mode: True, "actor_settings": own, "pool": pool})

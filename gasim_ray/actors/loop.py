@@ -87,7 +87,8 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.next_order = [0] * self.config.generator.actors
-        self.generations: dict[int, int] = {}
+        #: Of each actor's generators.
+        self.generations: dict[tuple[int, int], int] = {}
         self.answered: set[int] = set()
         self.busy = 0.0
         self.weights = self.workers.student_weights()
@@ -191,7 +192,7 @@ class Loop:
         self.held[actor] += 1
         self.answered.add(actor)
         self.heard[actor] = time.monotonic()
-        self.generations[info.generator] = info.generation
+        self.generations[info.actor, info.generator] = info.generation
         p = self.progress
         p.agreement = mixed(p.agreement, info.agreement)
         p.teacher_seconds = mixed(p.teacher_seconds, info.teacher_seconds)
@@ -261,9 +262,8 @@ class Loop:
     def _refuse(self, info: BatchInfo, fault: str) -> None:
         """Replace the actor of a batch that the learner refused, unless it was replaced since."""
         self.progress.observations -= info.count
-        actor = info.generator // self.config.generator.per_actor
-        if info.order >= self.first_order[actor]:
-            self._replace(actor, f"a batch of it {fault}")
+        if info.order >= self.first_order[info.actor]:
+            self._replace(info.actor, f"a batch of it {fault}")
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; between two steps of the loop."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gasim_ray.config import DistillConfig, actor_config
+from gasim_ray.config import DistillConfig, kinds_of
 from gasim_ray.core.answers import check_answers
 from gasim_ray.core.batch import StudentWeights
 from gasim_ray.core.distill import new_student
@@ -169,7 +169,7 @@ def first_batches(student: Model, teacher: Model, prior: Prior | None, config: D
         prior = prior or Uniform(teacher, "cpu")
     given = replace(config, generator=settings, objective=objective)
     device = "cpu" if prior is None else str(prior.device)
-    synthesizer = Synthesizer(teacher, deepcopy(student), prior, given, LEARNER_KEY, device)
+    synthesizer = Synthesizer(teacher, deepcopy(student), [(prior, given)], LEARNER_KEY, device)
     made: list[Tensor] = []
     while sum(len(batch) for batch in made) < count:
         _, batch = synthesizer.synthesize(len(made), StudentWeights(synthesizer.student_step, {}))
@@ -194,10 +194,10 @@ def make_synthesizer(
     """The plain generator worker of one actor; `prior` is the common one, in place of which it may have its own."""
     # Its normaliser has to be the learner's, whose samples are drawn on the CPU.
     student = make_student(teacher, config, prior if device == "cpu" else make_prior(teacher, config, "cpu"))
+    kinds = [(prior, config)]
     if config.actor_settings:
-        config = actor_config(config, actor)
-        prior = make_prior(teacher, config, device)
-    return Synthesizer(teacher, student, prior, config, actor, device)
+        kinds = [(make_prior(teacher, own, device), own) for own in kinds_of(config, actor)]
+    return Synthesizer(teacher, student, kinds, actor, device)
 
 
 def make_learner(teacher: Model, config: DistillConfig, device: str, prior: Prior | None) -> Learner:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:  # so that actors without a network need no PyTorch
 class BatchInfo:
     """Where a batch came from: small enough for whoever drives the loop to read every one."""
 
-    #: Which generator made it: its place among all generators of the run.
+    #: Which actor made it.
+    actor: int
+    #: Which of that actor's generators.
     generator: int
     #: How often that generator had been re-initialised before.
     generation: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.prior import Prior
 from gasim_ray.core.rendered import RenderedGenerator
 from gasim_ray.core.seeds import rng
-from gasim_ray.core.settings import GeneratorSettings, Synthesis
+from gasim_ray.core.settings import GeneratorSettings, ObjectiveSettings, Synthesis
 
 #: Kind -> generators that are made of the prior in core.settings.MADE_OF.
 OF_ONE_PRIOR: dict[str, Callable[[Any, GeneratorSettings], Generator]] = {
@@ -30,10 +30,20 @@ OF_ONE_PRIOR: dict[str, Callable[[Any, GeneratorSettings], Generator]] = {
 }
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What generators of one kind have in common."""
+
+    settings: GeneratorSettings
+    objective: ObjectiveSettings
+    contrast: Contrast | None
+
+
 @dataclass
 class Slot:
     """A generator with the clock of its re-initialisations."""
 
+    kind: Kind
     generator: Generator
     generation: int = -1
     age: int = 0
@@ -44,43 +54,51 @@ class Slot:
 class Synthesizer:
     """`synthesize` answers one order; orders go round the worker's generators in turn.
 
-    All randomness of an order comes from (seed, actor, order).
+    It is given one kind of generators or several: what they start from, and the rest. All randomness of an order comes
+    from (seed, actor, order).
     """
 
     def __init__(
         self,
         teacher: Model,
         student: Model,
-        prior: Prior | None,
-        given: Synthesis,
+        kinds: Sequence[tuple[Prior | None, Synthesis]],
         actor: int,
         device: str,
     ) -> None:
         self.device = torch.device(device)
         self.teacher, self.student = teacher.to(self.device).frozen(), student.to(self.device).frozen()
-        self.settings, self.objective, self.learnt = given.generator, given.objective, given.student
-        self.actor, self.seed = actor, given.seed
+        common = kinds[0][1]
+        self.learnt, self.actor, self.seed = common.student, actor, common.seed
         self.spec = teacher.config.observation
-        self.slots = [Slot(self._make_generator(prior)) for _ in range(self.settings.per_actor)]
-        contrastive = self.objective.contrastive
-        self.contrast = Contrast(self.teacher, self.settings, self.objective) if contrastive else None
+        made = [(self._make_kind(given), prior) for prior, given in kinds]
+        self.slots = [
+            Slot(kind, self._make_generator(prior, kind.settings))
+            for _ in range(common.generator.per_actor)
+            for kind, prior in made
+        ]
         #: Steps behind the student that it has; none was handed to it yet.
         self.student_step = -1
 
-    def _make_generator(self, prior: Prior | None) -> Generator:
-        if self.settings.kind == "network":
-            return NetworkGenerator(prior, self.settings, self.spec, self.device)
+    def _make_kind(self, given: Synthesis) -> Kind:
+        settings, objective = given.generator, given.objective
+        return Kind(settings, objective, Contrast(self.teacher, settings, objective) if objective.contrastive else None)
+
+    def _make_generator(self, prior: Prior | None, settings: GeneratorSettings) -> Generator:
+        if settings.kind == "network":
+            return NetworkGenerator(prior, settings, self.spec, self.device)
         assert prior is not None
-        if self.settings.kind in OF_ONE_PRIOR:
+        if settings.kind in OF_ONE_PRIOR:
             assert isinstance(prior, Mixture)
             first, *others = prior.priors
-            share = self.settings.batch_size // len(prior.priors)
-            settings = replace(self.settings, batch_size=self.settings.batch_size - share * len(others))
-            own = OF_ONE_PRIOR[self.settings.kind](first, settings)
+            share = settings.batch_size // len(prior.priors)
+            own = OF_ONE_PRIOR[settings.kind](
+                first, replace(settings, batch_size=settings.batch_size - share * len(others))
+            )
             return Beside(own, others, share) if others else own
-        if self.settings.disputed:
-            prior = Disputed(prior, self.teacher, self.student, self.settings.disputed)
-        return DirectGenerator(prior, self.settings, rng(self.device, 0))
+        if settings.disputed:
+            prior = Disputed(prior, self.teacher, self.student, settings.disputed)
+        return DirectGenerator(prior, settings, rng(self.device, 0))
 
     def synthesize(self, order: int, weights: StudentWeights) -> tuple[BatchInfo, SyntheticBatch]:
         """Improve the generator whose turn it is against the given student and emit a labelled batch.
@@ -91,27 +109,28 @@ class Synthesizer:
         self._take(weights)
         random = rng(self.device, self.seed, self.actor, order)
         index = order % len(self.slots)
-        slot = self.slots[index]
+        slot, kind = self.slots[index], self.slots[index].kind
         if self._is_due(slot, index):
             self._restart(slot, random)
-        labels = wanted_actions(self.settings.batch_size, self.teacher.config.actions, random)
+        labels = wanted_actions(kind.settings.batch_size, self.teacher.config.actions, random)
 
         def objective(observations: Tensor, following: Following | None = None) -> Tensor:
             wanted = labels[: len(observations)]  # beside samples of other priors a generator makes fewer
-            loss = generator_loss(observations, self.teacher, self.student, wanted, self.objective, following)
-            return loss if self.contrast is None else loss + self.contrast.loss(observations, random)
+            loss = generator_loss(observations, self.teacher, self.student, wanted, kind.objective, following)
+            return loss if kind.contrast is None else loss + kind.contrast.loss(observations, random)
 
         value = slot.generator.improve(objective, random)
         self._tick(slot, value)
         emitted = self.spec.quantise(slot.generator.emit(random))
-        if self.contrast is not None:
-            self.contrast.remember(emitted)
-        observations = views(emitted, self.settings, self.spec, random)
+        if kind.contrast is not None:
+            kind.contrast.remember(emitted)
+        observations = views(emitted, kind.settings, self.spec, random)
         labelling = time.perf_counter()
         answers, agreement = self._label(observations)
         ended = time.perf_counter()
         info = BatchInfo(
-            generator=self.actor * len(self.slots) + index,
+            actor=self.actor,
+            generator=index,
             generation=slot.generation,
             order=order,
             student_step=self.student_step,
@@ -130,9 +149,10 @@ class Synthesizer:
             self.student_step = weights.step
 
     def _is_due(self, slot: Slot, index: int) -> bool:
-        if slot.generation < 0 or self.settings.kind in ("direct", "rendered"):
+        settings = slot.kind.settings
+        if slot.generation < 0 or settings.kind in ("direct", "rendered"):
             return True
-        every, patience = self.settings.reset_every, self.settings.stagnation
+        every, patience = settings.reset_every, settings.stagnation
         # The first life of generator i is cut short, so that the worker's generators never restart together.
         lifetime = every - (every * index // len(self.slots)) if slot.generation == 0 else every
         return (every > 0 and slot.age >= lifetime) or (patience > 0 and slot.stale >= patience)
@@ -160,17 +180,17 @@ class Synthesizer:
                 {
                     "clock": [slot.generation, slot.age, slot.best, slot.stale],
                     "generator": slot.generator.state_dict() if slot.generation >= 0 else {},
+                    "memory": None if slot.kind.contrast is None else slot.kind.contrast.memory,
                 }
                 for slot in self.slots
             ],
-            "memory": None if self.contrast is None else self.contrast.memory,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        if self.contrast is not None:
-            self.contrast.memory = state["memory"].to(self.device)
         for slot, saved in zip(self.slots, state["slots"], strict=True):
+            if slot.kind.contrast is not None:
+                slot.kind.contrast.memory = saved["memory"].to(self.device)
             slot.generation, slot.age, slot.best, slot.stale = saved["clock"]
             if slot.generation >= 0:
                 slot.generator.load_state_dict(saved["generator"])
