@@ -29,7 +29,7 @@ Distils a teacher into a student; CONFIG.yaml may be an earlier run's folder. Ct
   --task NAME     the teacher and the student of a named task: {tasks}
   --groups A/B    with --task: the task whose teacher tells these groups of classes apart, such as 0,1/2,3,4
   --resume        go on from the checkpoint in --out
-  --overwrite     replace what is in --out
+  --overwrite     replace what is in --out; with --resume only where there is no checkpoint
 """
 
 #: Options that need no value, and those that take none.
@@ -175,6 +175,8 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
         make_room(given.video.parent, "video")
     if given.json:
         make_room(given.json.parent, "json")
+        if given.json.is_dir():
+            raise UserError(f"json: {given.json} is a folder; give a file")
     connect()
     named = names_of(places, runs)
     evaluations = [

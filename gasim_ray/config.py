@@ -37,6 +37,9 @@ from gasim_ray.errors import UserError
 OF_AN_ACTOR = ("generator", "objective", "scenes", "worlds")
 SHARED_BY_ACTORS = tuple(f"generator.{n}" for n in ("actors", "per_actor", "in_flight", "timeout", "cpus", "gpus"))
 
+#: Where a run keeps a copy of its teacher.
+TEACHER_COPY = "teacher"
+
 #: Settings that are gone, at what they were when they did nothing.
 RETIRED = (("generator.families", False),)
 
@@ -181,7 +184,14 @@ def parse_config(
 
     Raises UserError for an unknown key (naming the nearest), a wrong type or an impossible value.
     """
-    return build_config(merged(base or {}, read_yaml(file) if file else {}), arguments)
+    return build_config(merged(base or {}, read_run_or_yaml(file) if file else {}), arguments)
+
+
+def read_run_or_yaml(file: str) -> dict[str, Any]:
+    """A configuration's tree; where it is a run's and the teacher is gone, it names the run's own copy."""
+    tree, own = read_yaml(file), Path(file).parent / TEACHER_COPY
+    there = (Path(folder) / "config.json" for folder in (str(tree.get("teacher")), own))
+    return {**tree, "teacher": str(own)} if [path.exists() for path in there] == [False, True] else tree
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,10 +236,14 @@ def with_own(config: DistillConfig, index: int) -> DistillConfig:
         check_keys(own)
         for key in [key for key in dotted(own) if key.split(".")[0] not in OF_AN_ACTOR or key in SHARED_BY_ACTORS]:
             raise UserError(f"{key}: all actors share it; set it beside actor_settings")
-        tree = merged(plain(asdict(config)), {"actor_settings": []}, own)
-        return instantiate(plain_parser(), parse(plain_parser(), tree, []))
+        return of_whole(merged(plain(asdict(config)), {"actor_settings": []}, own))
     except UserError as error:
         raise UserError(f"actor_settings[{index}]: {error}") from error
+
+
+def of_whole(tree: dict[str, Any]) -> DistillConfig:
+    """The configuration of a tree that says everything, to which a preset would add nothing."""
+    return instantiate(plain_parser(), parse(plain_parser(), tree, []))
 
 
 def check_method(tree: Mapping[str, Any], method: str, facts: methods.TeacherFacts) -> None:

@@ -57,6 +57,7 @@ def distill(
 ) -> Path:
     """Distil the teacher into a student; returns the run's folder, which is gone if `out` is an address.
 
+    With `resume` and `overwrite` it goes on if there is a checkpoint, and else begins, for jobs that are tried again.
     `watch` may raise to end the run. `stop`, asked after each step, ends it with a checkpoint, as Ctrl-C does.
 
     Raises UserError for what the user can mend, and Interrupted when it was stopped.
@@ -70,10 +71,12 @@ def distill(
     check_actors(teacher, config)
     with ExitStack() as held, Mirror(config.out) if is_address(config.out) else nullcontext() as mirror:
         folder = RunFolder(mirror.folder if mirror else config.run_folder())
-        if mirror and resume:
-            mirror.download()
+        if mirror and resume and not mirror.download() and not overwrite:
+            raise UserError(f"out: no run at {config.out} (config.yaml is missing)")
         held.enter_context(alone_in(folder.path))
-        state = folder.resume(config) if resume else None
+        state = None
+        if resume and (folder.has_checkpoint or not overwrite):
+            config, state = folder.resume(config)
         if state is None:
             (mirror or folder).check_clear(overwrite)  # `begin` asks again, once the actors have started
         elif folder.summary.exists() and ended(config, state):
@@ -131,7 +134,8 @@ def check_actors(teacher: Model, config: DistillConfig) -> None:
             if config.actor_settings:
                 make_prior(teacher, own, "cpu")
         except UserError as error:
-            raise UserError(f"actor_settings[{index}]: {error}" if config.actor_settings else str(error)) from error
+            own_settings = any(config.actor_settings[index : index + 1])
+            raise UserError(f"actor_settings[{index}]: {error}" if own_settings else str(error)) from error
 
 
 def begin(folder: RunFolder, config: DistillConfig, overwrite: bool, mirror: Mirror | None) -> None:
@@ -215,8 +219,8 @@ class _Recorder:
 
     def go_back(self) -> dict[str, Any] | None:
         """The last checkpoint, as if the run had been stopped there; None if there is none yet."""
-        if self.folder.checkpoint.exists() or self.folder.previous.exists():
-            return self.folder.resume(self.config)
+        if self.folder.has_checkpoint:
+            return self.folder.resume(self.config)[1]
         self.folder.forget_after(0.0)
         return None
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from filecmp import cmp
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
@@ -30,8 +31,8 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from gasim_ray.actors.loop import Progress
-from gasim_ray.config import DistillConfig, dotted, parse_config, plain
-from gasim_ray.core.model import Model, load_model, save_model
+from gasim_ray.config import TEACHER_COPY, DistillConfig, build_config, dotted, of_whole, parse_config, plain
+from gasim_ray.core.model import FILES, Model, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.teachers.folder import replaced_folder
 
@@ -54,8 +55,15 @@ FREE_WITHOUT_ORDER = ("device", "generator.actors", "generator.gpus", "actor_set
 #: What a run and a sweep's trial write; in a folder that holds anything else nothing is replaced.
 WRITTEN = re.compile(
     r"config\.yaml|(summary|trial)\.json|metrics\.csv|events\.out\..*|(samples|worst)\.png|checkpoint|snapshots|student"
-    r"|controls|.*\.partial"
+    r"|teacher|controls|.*\.partial"
 )
+
+
+def fixed(config: DistillConfig) -> dict[str, Any]:
+    """The settings, by dotted key, that a run keeps when it goes on."""
+    free = FREE_ON_RESUME + (() if config.ordered else FREE_WITHOUT_ORDER)
+    settings = dotted(plain(asdict(config)))
+    return {key: value for key, value in settings.items() if key not in free and key.split(".")[0] not in free}
 
 
 def check_only_run(place: object, names: Iterable[str]) -> None:
@@ -192,6 +200,11 @@ class RunFolder:
         #: Written when the run is done.
         self.summary = path / "summary.json"
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to go on from."""
+        return self.checkpoint.exists() or self.previous.exists()
+
     def check_clear(self, overwrite: bool) -> None:
         """Raise UserError if there is a run and `overwrite` is off, and in any case if what is there is no run."""
         if overwrite and (self.path / "config.yaml").exists():
@@ -201,9 +214,13 @@ class RunFolder:
     def begin(self, config: DistillConfig, overwrite: bool) -> None:
         """Make the folder and write config.yaml; raises as `check_clear`."""
         self.check_clear(overwrite)
+        teacher = Path(config.teacher)
+        kept = {name: (teacher / name).read_bytes() for name in FILES}  # which may lie in the folder itself
         if self.path.exists():
             shutil.rmtree(self.path)
         self.write_config(config)
+        for name, content in kept.items():
+            write_atomically(self.path / TEACHER_COPY / name, content)
 
     def write_config(self, config: DistillConfig) -> None:
         """Write config.yaml, under the versions that run it; raises UserError if it cannot be."""
@@ -213,28 +230,43 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"out: {self.path} cannot be written ({error.strerror})") from error
 
-    def resume(self, config: DistillConfig) -> dict[str, Any]:
-        """The checkpoint's state; raises UserError if there is none or it belongs to other settings.
+    def resume(self, config: DistillConfig) -> tuple[DistillConfig, dict[str, Any]]:
+        """The configuration as the run goes on with it, and the checkpoint's state.
 
-        If the last one is damaged or missing, the one before is taken, with a warning.
+        Raises UserError if there is no checkpoint or it belongs to other settings. If the last one is damaged or
+        missing, the one before is taken, with a warning.
         """
-        state = self.last_state()
-        try:
-            before = dotted(yaml.safe_load((self.path / "config.yaml").read_text()))
-        except (OSError, yaml.YAMLError, AttributeError) as error:
-            raise UserError(f"{self.path}/config.yaml: cannot be read ({type(error).__name__})") from error
-        default = dotted(plain(asdict(DistillConfig(config.teacher))))
-        settings = FREE_ON_RESUME + (() if config.ordered else FREE_WITHOUT_ORDER)
-        for key, value in dotted(plain(asdict(config))).items():
-            free = key in settings or key.split(".")[0] in settings
-            # A setting that an older version did not have is as it was then: at its default.
-            was = before.get(key, default.get(key, value))
-            if not free and was != value:
+        state, before = self.last_state(), self._settings()
+        # A setting that an older version did not have is as it was then: off, though a preset may set it today.
+        preset = build_config({"teacher": config.teacher, "method": config.method})
+        off, usual = (dotted(plain(asdict(c))) for c in (DistillConfig(config.teacher), preset))
+        tree = plain(asdict(config))
+        for key, value in fixed(config).items():
+            was = before.get(key, off[key])
+            if key == "teacher" and self._is_its_teacher(Path(value)):
+                continue
+            if was != value and key not in before and value == usual[key]:
+                section, _, name = key.rpartition(".")
+                (tree[section] if section else tree)[name] = was
+            elif was != value:
                 raise UserError(
                     f"{key}: {value} differs from {was} of the run in {self.path}; leave it out, or use another --out"
                 )
         self.forget_after(state["progress"]["seconds"])
-        return state
+        return of_whole(tree), state
+
+    def _is_its_teacher(self, folder: Path) -> bool:
+        """Whether a folder holds the teacher that the run keeps a copy of, which may have been moved."""
+        own = self.path / TEACHER_COPY
+        pairs = [(own / name, folder / name) for name in FILES]
+        return all(a.exists() and b.exists() and cmp(a, b, shallow=False) for a, b in pairs)
+
+    def _settings(self) -> dict[str, Any]:
+        """The run's settings by dotted key."""
+        try:
+            return dotted(yaml.safe_load((self.path / "config.yaml").read_text()))
+        except (OSError, yaml.YAMLError, AttributeError) as error:
+            raise UserError(f"{self.path}/config.yaml: cannot be read ({type(error).__name__})") from error
 
     def last_state(self) -> dict[str, Any]:
         """The newest checkpoint that can be read; raises UserError if there is none."""

@@ -111,8 +111,8 @@ class Mirror:
         except FAILURES as error:
             raise UserError(f"out: {self.address} cannot be written ({first_line(error)})") from error
 
-    def download(self) -> None:
-        """Bring what is there into the folder; raises UserError if no run is."""
+    def download(self) -> bool:
+        """Bring what is there into the folder, and whether it is a run; raises UserError if it cannot be read."""
         selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
         try:
             found = [info for info in self.files.get_file_info(selector) if info.type == fs.FileType.File]
@@ -125,8 +125,7 @@ class Mirror:
                 self.copied[place] = version_of(place)
         except FAILURES as error:
             raise UserError(f"out: {self.address} cannot be read ({first_line(error)})") from error
-        if not (self.folder / MARKER).exists():
-            raise UserError(f"out: no run at {self.address} ({MARKER} is missing)")
+        return (self.folder / MARKER).exists()
 
     def _inside(self, path: str) -> Path:
         """Where a file of the address lies in the folder; raises UserError for a name that leads out of it."""
@@ -188,7 +187,8 @@ def local_copy(run: str) -> Path:
     if not is_address(run):
         return Path(run)
     mirror = Mirror(run)
-    mirror.download()
+    if not mirror.download():
+        raise UserError(f"out: no run at {run} ({MARKER} is missing)")
     print(f"{run}: copied to {mirror.folder}, where what is measured is written", file=sys.stderr)
     return mirror.folder
 

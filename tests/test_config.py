@@ -179,10 +179,9 @@ def test_the_preset_follows_what_the_teacher_reads(vector_teacher: Path, image_t
     vector, image = (build_config({"teacher": str(folder)}) for folder in (vector_teacher, image_teacher))
     assert "geometry" in vector.generator.prior
     assert "geometry" not in image.generator.prior
-    assert vector.actor_settings == ()
-    assert len(image.actor_settings) == 2
-    # Of which one chooses by a dense layer.
-    assert preset("gasim", TeacherFacts(tiny.GREY, batch_norm=False, dense=False))["actor_settings"] == []
+    # Clusters are sought in what a dense layer reads.
+    assert vector.generator.clusters == 0 < image.generator.clusters
+    assert preset("gasim", TeacherFacts(tiny.GREY, batch_norm=False, dense=False))["generator"]["clusters"] == 0
 
 
 def test_architectures_are_given_whole(read: Callable[..., DistillConfig]) -> None:

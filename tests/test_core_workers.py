@@ -177,6 +177,16 @@ def test_a_restored_synthesizer_remembers_what_it_contrasts_with() -> None:
     assert np.array_equal(made.observations, again.observations)
 
 
+def test_orders_go_round_the_kinds_of_an_actor() -> None:
+    teacher = tiny.model(tiny.VECTOR)
+    sizes = (8, 5)
+    kinds = [GeneratorSettings(kind="direct", prior=("uniform",), steps=0, batch_size=n, per_actor=2) for n in sizes]
+    given = [(Mixture(k.prior, teacher, "cpu"), DistillConfig("", student=STUDENT, generator=k)) for k in kinds]
+    worker = Synthesizer(teacher, new_student(teacher, STUDENT, 0), given, 0, "cpu")
+    answered = [worker.synthesize(order, START)[0] for order in range(5)]
+    assert [(info.generator, info.count) for info in answered] == [(0, 8), (1, 5), (2, 8), (3, 5), (0, 8)]
+
+
 @pytest.mark.parametrize("kind", ["direct", "network"])
 def test_a_restored_synthesizer_goes_on_as_the_saved_one(kind: str) -> None:
     def worker() -> Synthesizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -25,11 +26,11 @@ from gasim_ray import cli
 from gasim_ray import run as run_module
 from gasim_ray.actors import workers
 from gasim_ray.config import DistillConfig, build_config
-from gasim_ray.core.model import Model, ModelConfig, load_model
+from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.methods import METHODS
 from gasim_ray.run import check_computing, knowledge_level
-from gasim_ray.run_folder import RunFolder
+from gasim_ray.run_folder import RunFolder, saved_config
 
 REPOSITORY = Path(__file__).parents[1]
 TEACHERS = REPOSITORY / "benchmarks" / "teachers"
@@ -238,6 +239,55 @@ def test_where_a_student_starts_is_not_worked_out_again_for_a_run_that_goes_on(
     assert cli.main(["distill", str(config), "--resume", "--budget.student_steps=60"]) == 0
     assert len(started) == 1
     assert rows_of(tmp_path / "run")[-1]["student_steps"] == 60
+
+
+def test_a_run_of_an_older_version_goes_on_without_what_a_preset_sets_today(
+    tmp_path: Path, image_teacher: Path, config_file: Callable[..., Path]
+) -> None:
+    run = tmp_path / "run"
+    tree = tiny.tree(image_teacher, local=True, out=str(run), student={"architecture": tiny.SMALL_CNN})
+    config = config_file(tree)
+    # What there is today, beside a choice without clusters, which older versions did not have.
+    assert cli.main(["distill", str(config), "--generator.clusters=0"]) == 0
+    settings = run / "config.yaml"
+    settings.write_text("".join(line for line in settings.read_text().splitlines(True) if "clusters" not in line))
+    assert cli.main(["distill", str(run), "--resume", "--budget.student_steps=60"]) == 0
+    assert saved_config(run).generator.clusters == 0
+    assert rows_of(run)[-1]["student_steps"] == 60
+
+
+def test_a_job_that_is_tried_again_goes_on_or_begins(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path]
+) -> None:
+    run = tmp_path / "run"
+    command = ["distill", str(config_file(tiny.tree(vector_teacher, local=True, out=str(run)))), "--resume"]
+    assert cli.main(command) == 2
+    assert cli.main([*command, "--overwrite"]) == 0
+    before = rows_of(run)
+    assert cli.main([*command, "--overwrite", "--budget.student_steps=60"]) == 0
+    assert rows_of(run)[: len(before)] == before
+    assert rows_of(run)[-1]["student_steps"] == 60
+    shutil.rmtree(run / "checkpoint")  # as it is where a run was killed early
+    assert cli.main([*command, "--overwrite"]) == 0
+    assert rows_of(run)[-1]["student_steps"] == before[-1]["student_steps"]
+
+
+def test_a_run_keeps_its_teacher(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    teacher = Path(shutil.copytree(vector_teacher, tmp_path / "mine"))
+    save_model(tiny.model(tiny.VECTOR, seed=1), other)
+    assert cli.main(["distill", str(config_file(tiny.tree(teacher, local=True, out=str(run))))]) == 0
+    moved = teacher.rename(tmp_path / "moved")
+    assert saved_config(run).teacher == str(run / "teacher")
+    assert cli.main(["distill", str(run), "--resume", "--budget.student_steps=60"]) == 0
+    assert cli.main(["distill", str(run), "--resume", f"--teacher={moved}", "--budget.student_steps=80"]) == 0
+    assert rows_of(run)[-1]["student_steps"] == 80
+    assert cli.main(["distill", str(run), "--resume", f"--teacher={other}", "--budget.student_steps=90"]) == 2
+    assert f"teacher: {other} differs from {moved}" in capsys.readouterr().err
+    shutil.rmtree(moved)
+    assert cli.main(["distill", str(run), "--overwrite"]) == 0
 
 
 def test_a_finished_run_goes_on_with_a_larger_budget(

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from gasim_ray.config import build_config
-from gasim_ray.core.mixture import Chosen, Disputed
+from gasim_ray.core.choice import Chosen, Disputed
 from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation import compare
@@ -292,7 +292,7 @@ def test_the_controls_of_a_method_without_a_prior_can_be_distilled(tmp_path):
 
 def test_controls_are_drawn_afresh_whatever_the_run_chose_by(tmp_path, monkeypatch):
     save_model(tiny.model(tiny.VECTOR), tmp_path / "teacher")
-    chosen = {"disputed": 3, "candidates": 2, "alignment": 4.0}
+    chosen = {"disputed": 3, "candidates": 2, "alignment": 4.0, "clusters": 2}
     tree = tiny.tree(tmp_path / "teacher", elastic=True, generator={**chosen, "gpus": 0.5})
     config = build_config(tree)
     for choosing in (Disputed, Chosen):

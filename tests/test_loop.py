@@ -17,7 +17,7 @@ import torch
 
 from gasim_ray.actors import resources
 from gasim_ray.actors.loop import UPDATES_IN_FLIGHT, Loop, Progress, mixed
-from gasim_ray.actors.ray_workers import RayWorkers, not_started
+from gasim_ray.actors.ray_workers import RayWorkers, connect, not_started
 from gasim_ray.actors.resources import check_resources, not_free, places
 from gasim_ray.actors.workers import Answer, BatchLost, LocalWorkers, Workers
 from gasim_ray.config import DistillConfig, build_config
@@ -374,3 +374,11 @@ def test_a_process_has_its_threads_back_after_a_local_run(config: Callable[..., 
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001"])
+def test_an_address_that_leads_to_no_cluster_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match=rf"^RAY_ADDRESS: {address} is for jobs .*give HOST:6379, unset it"):
+        connect()

@@ -283,7 +283,8 @@ class Loop:
         self.next_order = before if len(before) == actors else [max(before)] * actors
         self.first_order = list(self.next_order)
         self.progress = Progress(**{**state["progress"], "actors_alive": 0})
-        self.generations = dict(state["generations"])
+        # Earlier versions counted them through, by numbers.
+        self.generations = {key: count for key, count in state["generations"].items() if isinstance(key, tuple)}
         self.weights = self.workers.student_weights()
 
 

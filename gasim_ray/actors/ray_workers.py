@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,22 @@ log = logging.getLogger("gasim")
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS or this machine names, or start one here; does nothing if connected."""
-    if not ray.is_initialized():
-        logging.getLogger("ray").setLevel(logging.ERROR)
+    """Join the cluster that RAY_ADDRESS or this machine names, or start one here; does nothing if connected.
+
+    Raises UserError for an address that leads to none.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "")
+    mend = "give HOST:6379, unset it to start Ray here, or run the command there by `ray job submit`"
+    if "://" in address:
+        raise UserError(f"RAY_ADDRESS: {address} is for jobs or for Ray's client; {mend}")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
         # Not ray.init("auto"): that joins the private Ray of any other program on this machine.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"RAY_ADDRESS: {address!r}: no cluster there ({first_line(error)}); {mend}") from error
 
 
 class GeneratorActor:

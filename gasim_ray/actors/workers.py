@@ -18,9 +18,10 @@ from torch import Tensor
 from gasim_ray.config import DistillConfig, kinds_of
 from gasim_ray.core.answers import check_answers
 from gasim_ray.core.batch import StudentWeights
+from gasim_ray.core.choice import Chosen
 from gasim_ray.core.distill import new_student
 from gasim_ray.core.learner import LEARNER_KEY, Learner
-from gasim_ray.core.mixture import Chosen, Mixture
+from gasim_ray.core.mixture import Mixture
 from gasim_ray.core.model import Model
 from gasim_ray.core.pictures import Contrasted
 from gasim_ray.core.prior import Prior, Uniform
@@ -184,7 +185,7 @@ def make_prior(teacher: Model, config: DistillConfig, device: str) -> Prior | No
         return None
     prior: Prior = Mixture(settings.prior, teacher, device, config.scenes, config.worlds)
     if settings.candidates:
-        prior = Chosen(prior, teacher, settings.candidates, settings.alignment)
+        prior = Chosen(prior, teacher, settings.candidates, settings.alignment, settings.clusters)
     return Contrasted(prior, teacher, settings.contrast) if settings.contrast else prior
 
 

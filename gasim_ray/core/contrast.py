@@ -15,7 +15,7 @@ REMEMBERED = 2048
 
 
 class Contrast:
-    """The contrastive term of one generator worker, with its memory of features."""
+    """The contrastive term of one kind of generators of a worker, with its memory of features."""
 
     def __init__(self, teacher: Model, generator: GeneratorSettings, objective: ObjectiveSettings) -> None:
         self.teacher, self.generator, self.objective = teacher, generator, objective

@@ -21,6 +21,8 @@ from gasim_ray.errors import UserError
 from gasim_ray.models import build_network
 
 FORMAT_VERSION = 1
+#: What a model's folder holds.
+FILES = CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 OutputKind = Literal["logits", "q_values"]
 
@@ -164,9 +166,9 @@ def save_model(model: Model, folder: Path) -> None:
     partial = folder / "model.partial"
     try:
         save_file(weights, partial)
-        partial.replace(folder / "model.safetensors")
+        partial.replace(folder / WEIGHTS)
         partial.write_text(json.dumps(model.config.to_json(), indent=1) + "\n")
-        partial.replace(folder / "config.json")
+        partial.replace(folder / CONFIG)
     except SafetensorError as error:
         raise OSError(f"{folder}: not written ({error})") from error
     finally:
@@ -175,7 +177,7 @@ def save_model(model: Model, folder: Path) -> None:
 
 def load_config(folder: Path) -> ModelConfig:
     """Read only `config.json`; raises UserError if it is missing, unreadable or of another version."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     try:
         return ModelConfig.from_json(json.loads(path.read_text()))
     except FileNotFoundError as error:
@@ -193,7 +195,7 @@ def load_model(folder: str | Path) -> Model:
     """
     folder = Path(folder)
     model = Model(load_config(folder))
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -213,7 +213,7 @@ def mirrored(fields: Tensor) -> Tensor:
 class Contrasted(Prior):
     """Another prior's images, the difference of each from its ground multiplied by its own 1 to 1 + `contrast`.
 
-    For after a choice (core.mixture.Chosen), which favours faint pictures. Raises UserError for a vector teacher.
+    For after a choice (core.choice.Chosen), which favours faint pictures. Raises UserError for a vector teacher.
     """
 
     def __init__(self, prior: Prior, teacher: Model, contrast: float) -> None:

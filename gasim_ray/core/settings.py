@@ -106,11 +106,15 @@ class GeneratorSettings:
 
     candidates: int = 0
     """Samples of the prior for each that is used: those are, which the teacher answers most decidedly, as many for
-    each action; 0 takes them as they come."""
+    each action; 0 takes them as they come, whatever `alignment` and `clusters` are."""
 
     alignment: float = 0.0
     """Power to which the gain of the teacher's last hidden dense layer, or its only dense one, counts in the choice
-    among candidates (core.mixture.Chosen)."""
+    among candidates (core.choice.Chosen)."""
+
+    clusters: int = 0
+    """Clusters of what the teacher's last hidden dense layer reads, of each of which as many candidates are chosen for
+    an action; 0 chooses among all alike (core.choice.Chosen)."""
 
     disputed: int = 0
     """Observations that a direct generator draws for each that it starts from: those are, on which teacher and student
@@ -124,7 +128,8 @@ class GeneratorSettings:
     """Generator actors."""
 
     per_actor: int = 1
-    """Generators in each actor, with staggered clocks; direct ones have no state, so one is enough."""
+    """Generators in each actor, of each kind that it has, with staggered clocks; direct ones have no state, so one is
+    enough."""
 
     batch_size: int = 256
     """Observations in a batch, which is what one order makes."""
@@ -200,6 +205,7 @@ class GeneratorSettings:
             "gpus",
             "candidates",
             "alignment",
+            "clusters",
             "disputed",
             "contrast",
             "width",
@@ -210,11 +216,6 @@ class GeneratorSettings:
             raise UserError("generator.prior: empty; a direct generator starts from at least one distribution")
         if self.kind != "direct" and self.disputed:
             raise UserError(f"generator.disputed: only a direct generator has candidates, not {self.kind}; set it to 0")
-        if self.alignment and not self.candidates:
-            raise UserError(
-                f"generator.alignment: {self.alignment} with generator.candidates 0, of which none can be chosen; "
-                "give candidates, such as 24"
-            )
         wanted = MADE_OF.get(self.kind)
         moved = ("keep_start", "adam", "blur") if self.kind != "direct" else ()
         drawn = ("candidates", "contrast") if wanted or not self.prior else ()

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from gasim_ray.core.answers import answer
 from gasim_ray.core.batch import BatchInfo, StudentWeights, SyntheticBatch
+from gasim_ray.core.choice import Disputed
 from gasim_ray.core.contrast import Contrast
 from gasim_ray.core.distill import generator_loss, views
 from gasim_ray.core.evolved import EvolvedGenerator
 from gasim_ray.core.generator import Beside, DirectGenerator, Following, Generator, NetworkGenerator
-from gasim_ray.core.mixture import Disputed, Mixture
+from gasim_ray.core.mixture import Mixture
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.prior import Prior
 from gasim_ray.core.rendered import RenderedGenerator
@@ -71,11 +72,11 @@ class Synthesizer:
         common = kinds[0][1]
         self.learnt, self.actor, self.seed = common.student, actor, common.seed
         self.spec = teacher.config.observation
-        made = [(self._make_kind(given), prior) for prior, given in kinds]
+        self.kinds = [self._make_kind(given) for _, given in kinds]
         self.slots = [
             Slot(kind, self._make_generator(prior, kind.settings))
             for _ in range(common.generator.per_actor)
-            for kind, prior in made
+            for kind, (prior, _) in zip(self.kinds, kinds, strict=True)
         ]
         #: Steps behind the student that it has; none was handed to it yet.
         self.student_step = -1
@@ -180,17 +181,18 @@ class Synthesizer:
                 {
                     "clock": [slot.generation, slot.age, slot.best, slot.stale],
                     "generator": slot.generator.state_dict() if slot.generation >= 0 else {},
-                    "memory": None if slot.kind.contrast is None else slot.kind.contrast.memory,
                 }
                 for slot in self.slots
             ],
+            "memories": [None if kind.contrast is None else kind.contrast.memory for kind in self.kinds],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`, which before there were kinds had one memory."""
+        for kind, memory in zip(self.kinds, state.get("memories") or [state["memory"]], strict=True):
+            if kind.contrast is not None:
+                kind.contrast.memory = memory.to(self.device)
         for slot, saved in zip(self.slots, state["slots"], strict=True):
-            if slot.kind.contrast is not None:
-                slot.kind.contrast.memory = saved["memory"].to(self.device)
             slot.generation, slot.age, slot.best, slot.stale = saved["clock"]
             if slot.generation >= 0:
                 slot.generator.load_state_dict(saved["generator"])
@@ -199,7 +201,7 @@ class Synthesizer:
 def wanted_actions(count: int, actions: int, rng: torch.Generator) -> Tensor:
     """As many of each action as of another, in random order: (count,) int64.
 
-    In random order because observations may come sorted by what the teacher answers (core.mixture.Chosen), and the way
+    In random order because observations may come sorted by what the teacher answers (core.choice.Chosen), and the way
     from one class to another passes between the two.
     """
     return torch.randperm(count, generator=rng, device=rng.device) % actions

@@ -75,8 +75,9 @@ def make_environments(env_id: str, count: int) -> gym.vector.VectorEnv:
                 vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
                 disable_env_checker=True,
             )
-    except (gym.error.Error, ImportError) as error:
-        raise UserError(f"env: {env_id} cannot be made ({error})") from error
+    except Exception as error:  # whatever an environment of the user's raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"env: {env_id} cannot be made ({why})") from error
     if not isinstance(environments.single_action_space, Discrete):
         space = environments.single_action_space
         environments.close()

@@ -124,6 +124,7 @@ def distil_control(
         prior=("uniform",),
         candidates=0,
         alignment=0.0,
+        clusters=0,
         disputed=0,
         steps=0,
         views=1,

@@ -11,8 +11,8 @@ from gasim_ray.core.observation import ObservationSpec
 #: Most bytes of a preset's pool, which lies in the learner's memory, and on its GPU if it has one.
 POOL_BYTES = 4 * 2**30
 
-#: Section -> field -> value, and settings without a section; laid over the defaults and under what the user gives.
-Tree = dict[str, Any]
+#: Section -> field -> value, laid over the defaults and under what the user gives.
+Tree = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)

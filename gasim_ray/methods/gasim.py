@@ -4,11 +4,12 @@ Vectors start from what the teacher's weights tell of its data, its geometry (co
 games start from drawings, which are knowledge of pictures (`generic`). Images start from lines, shapes and leaves amid
 an empty ground, of which are taken those that the teacher answers most decidedly, as many for each class; an order
 keeps them and moves copies a few steps towards a class drawn at random, past what lies between two classes, and to
-where teacher and student disagree. Grey ones are chosen in two ways in turn: every other order takes of more candidates
-those on which the last hidden layer, too, answers strongly, which come nearer to classes that look alike; for it alone
-leaves out kinds where a class holds several, the others do without. In colours they start from textured leaves that
-fill the frame and are moved further, to the teacher's batch-norm statistics too. A game's frames start from scenes in
-motion and stay as they are. Every order draws a fresh batch, so each is a re-initialisation.
+where teacher and student disagree. Of grey ones those are taken on which the last hidden layer, too, answers strongly,
+which come nearer to classes that look alike, and as many of each of some clusters in what that layer reads, so that no
+kind is left out where a class holds several. In colours they start from textured leaves that fill the frame and are
+moved further, to the teacher's batch-norm statistics too. A game's frames start from scenes in motion and stay as they
+are. Every order draws a fresh batch, so each is a re-initialisation. Several actors may differ in all of this
+(`actor_settings`); on two cores two make fewer observations a second than one does.
 
 The student replays a pool; one of images or games starts as the teacher cut down to its size where that fits
 (core.prune, core.slim, core.svd).
@@ -37,15 +38,16 @@ def vector_preset() -> Tree:
 
 
 def image_preset(teacher: TeacherFacts) -> Tree:
-    """Grey pictures: lines, shapes and dead leaves amid an empty ground that the teacher answers decidedly, in every
-    other order its last hidden layer too, and what a few steps make of them. Coloured ones: leaves that fill the frame,
-    moved until each is of a class drawn at random and all together have the statistics that a teacher with batch
-    normalisation has stored.
+    """Grey pictures: lines, shapes and dead leaves amid an empty ground that the teacher answers decidedly, of many
+    kinds, and what a few steps make of them. Coloured ones: leaves that fill the frame, moved until each is of a class
+    drawn at random and all together have the statistics that a teacher with batch normalisation has stored.
     """
     grey: Tree = {
         "generator": {
             "prior": ["contours", "shapes", "leaves"],
-            "candidates": 8,
+            "candidates": 24,
+            "alignment": 4.0 if teacher.dense else 0.0,
+            "clusters": 20 if teacher.dense else 0,
             "contrast": 0.7,
             "steps": 4,
             "learning_rate": 0.3,
@@ -69,7 +71,6 @@ def image_preset(teacher: TeacherFacts) -> Tree:
         "objective": {"label": 1.0, "batch_norm": 0.1 if teacher.batch_norm else 0.0},
         "student": {"learning_rate": 1e-3},
     }
-    aligned: Tree = {"generator": {"candidates": 24, "alignment": 4.0}}
     own = colour if teacher.coloured else grey
     return {
         "generator": {"kind": "direct", "actors": 1, "blur": 1.0, **own["generator"]},
@@ -83,7 +84,6 @@ def image_preset(teacher: TeacherFacts) -> Tree:
             "logits_weight": 0.3,
             **own["student"],
         },
-        "actor_settings": [{}, aligned] if teacher.dense and not teacher.coloured else [],
     }
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from gasim_ray.actors.loop import Loop
 from gasim_ray.actors.workers import LocalWorkers
 from gasim_ray.config import build_config, merged
-from gasim_ray.core.mixture import PRIORS, Chosen
+from gasim_ray.core.choice import Chosen
+from gasim_ray.core.mixture import PRIORS
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import kl, log_policy
 from gasim_ray.core.seeds import rng
