@@ -124,7 +124,7 @@ def run_distillation(config: Any, resume: bool = False, overwrite: bool = False)
 
 def evaluate_command(arguments: list[str]) -> None:
     """Measure a run's student, its teacher and its controls."""
-    parser = evaluation_parser("gasim evaluate", "Measures a run's student, its teacher and its controls.")
+    parser = comparison_parser("gasim evaluate", "Measures a run's student, its teacher and its controls.")
     parser.add_argument("run", help="folder or address of the run")
     given = parser.parse_args(arguments)
     print_evaluations([given.run], given)
@@ -132,14 +132,14 @@ def evaluate_command(arguments: list[str]) -> None:
 
 def compare_command(arguments: list[str]) -> None:
     """Measure several runs and show them in one table."""
-    parser = evaluation_parser("gasim compare", "Measures several runs and shows them in one table.")
+    parser = comparison_parser("gasim compare", "Measures several runs and shows them in one table.")
     parser.add_argument("runs", nargs="+", help="folders or addresses of the runs")
     given = parser.parse_args(arguments)
     print_evaluations(given.runs, given)
 
 
 def evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
-    """What `evaluate` and `compare` share."""
+    """What all that measure share."""
     parser = argparse.ArgumentParser(prog=name, description=description)
     parser.add_argument("--env", help="Gymnasium id; by default what the teacher was trained on")
     parser.add_argument("--dataset", help="data set, for a classifier; likewise")
@@ -147,6 +147,12 @@ def evaluation_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--groups", help="classes to merge, such as 0,1/2,3,4; by default those that the teacher says")
     parser.add_argument("--episodes", type=int, default=100, help="episodes for each model (default 100)")
     parser.add_argument("--seed", type=int, default=0, help="fixes the episodes' initial states (default 0)")
+    return parser
+
+
+def comparison_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """What `evaluate` and `compare` share."""
+    parser = evaluation_parser(name, description)
     parser.add_argument("--no-controls", action="store_true", help="leave out controls that are not yet made")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too; - for standard output")
     parser.add_argument("--video", type=Path, metavar="FILE", help="show teacher and students play, as .gif or .webp")
@@ -203,13 +209,35 @@ def make_room(folder: Path, option: str) -> None:
 
 
 def teacher_command(arguments: list[str]) -> None:
-    """Train a teacher, or import one from another program."""
+    """Train a teacher, import one from another program, or measure one."""
     from gasim_ray.training.command import import_command, train_command
 
-    actions = {"train": train_command, "import": import_command}
+    actions = {"train": train_command, "import": import_command, "evaluate": evaluate_teacher_command}
     if not arguments or arguments[0] not in actions:
-        raise UserError("teacher: say `gasim teacher train` or `gasim teacher import`; each has --help")
+        named = ", ".join(f"`gasim teacher {action}`" for action in actions)
+        raise UserError(f"teacher: say one of {named}; each has --help")
     actions[arguments[0]](arguments[1:])
+
+
+def evaluate_teacher_command(arguments: list[str]) -> None:
+    """Measure a teacher alone: whether what was imported does what it did."""
+    parser = evaluation_parser("gasim teacher evaluate", "Measures a teacher, before anything is distilled from it.")
+    parser.add_argument("teacher", type=Path, help="folder of the teacher")
+    given = parser.parse_args(arguments)
+    from gasim_ray.actors.ray_workers import connect
+    from gasim_ray.evaluation.atari import is_atari
+    from gasim_ray.evaluation.compare import CHANCE, chance, evaluate_models
+    from gasim_ray.evaluation.runs import task_for
+    from gasim_ray.evaluation.table import evaluation_table
+    from gasim_ray.evaluation.tasks import TEACHER
+    from gasim_ray.teachers import load_teacher
+
+    measured = (given.env, given.dataset, given.data, given.episodes, given.seed, given.groups)
+    task, teacher = task_for(given.teacher, *measured), load_teacher(given.teacher)
+    connect()
+    models = {TEACHER: teacher} | ({CHANCE: chance(teacher.config)} if is_atari(task.name) else {})
+    evaluation, _ = evaluate_models(given.teacher.resolve().name, models, task)
+    Console().print(evaluation_table([evaluation]))
 
 
 def tune_command(arguments: list[str]) -> None:

@@ -16,6 +16,7 @@ from conftest import Refused
 from gasim_ray import cli
 from gasim_ray.core.model import load_model, save_model
 from gasim_ray.evaluation.readers import CIFAR_PICKLES, CIFAR_RECORDS, IDX_FILES
+from gasim_ray.training.command import span
 
 
 @pytest.fixture
@@ -108,6 +109,25 @@ def test_data_that_do_not_fit_or_are_damaged_are_refused(
 ) -> None:
     refused(arguments(tmp_path), *said)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_is_measured_alone(tmp_path: Path, on_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tiny.model(tiny.GREY, actions=10), tmp_path / "mine")
+    assert cli.main(["teacher", "evaluate", str(tmp_path / "mine"), "--dataset", "mnist-sample"]) == 0
+    row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("teacher"))
+    accuracy, agreement, kl = float(row[1]), *map(float, row[3:5])
+    assert 0 < accuracy < 60
+    assert (agreement, kl) == (100.0, 0.0)
+    assert cli.main(["teacher", "evaluate", str(tmp_path / "mine")]) == 2
+    assert "does not say what it was trained on; give --env or --dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [((None,), "none"), ((2.0,), "2"), ((0.0, 1.0, 0.5), "0 to 1"), ((None, -1.0, 3.0), "-1 to 3 (none for 1)")],
+)
+def test_many_numbers_are_told_by_their_range(numbers: tuple[float | None, ...], said: str) -> None:
+    assert span(numbers) == said
 
 
 def test_weights_with_other_names_are_refused(

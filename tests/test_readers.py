@@ -150,6 +150,14 @@ def test_an_archive_of_which_a_later_header_is_damaged_is_refused(tmp_path: Path
         read_image_archive(tmp_path, "x.tar", CLASSES)
 
 
+def test_a_grey_picture_among_coloured_ones_is_read_as_one(tmp_path: Path) -> None:
+    folder, grey = write_images(tmp_path / "mixed", ("cat", "dog")), np.full((32, 32), 7, np.uint8)
+    Image.fromarray(grey).save(folder / "test" / "dog" / "0000.png")
+    train, _, test, _ = read_image_folder(folder, ("cat", "dog"))
+    assert train.shape == test.shape == (2, 3, 32, 32)
+    assert (test[1] == 7).all()
+
+
 def test_folders_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "a", ("cat", "dog"))
     (folder / "test" / "dog").rename(folder / "test" / "owl")

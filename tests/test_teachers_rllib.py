@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -24,8 +25,10 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
+from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import ImportOptions, import_teacher, load_teacher
+from gasim_ray.teachers.rllib_modules import model_from_module
 
 TRUSTED = ImportOptions(trust=True)
 VECTORS = gym.spaces.Box(
@@ -242,6 +245,16 @@ def test_a_damaged_checkpoint_is_an_error_of_one_line(tmp_path: Path, file: str)
     (tmp_path / "source" / file).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cannot be read as an RLlib checkpoint"):
         import_teacher(str(tmp_path / "source"), tmp_path / "teacher", TRUSTED)
+
+
+def test_an_encoder_of_ones_own_is_refused_with_the_way_out() -> None:
+    pieces = SimpleNamespace(net=SimpleNamespace(layers=()))
+    module = SimpleNamespace(action_space=gym.spaces.Discrete(2), encoder=pieces, pi=pieces)
+    spec = ObservationSpec((4,), "float32", "vector", (-1.0,), (1.0,))
+    with pytest.raises(
+        UserError, match=r"^source: the module SimpleNamespace is not built as .*package\.module:factory"
+    ):
+        model_from_module(module, spec, {})
 
 
 def test_a_source_of_no_kind(tmp_path: Path) -> None:

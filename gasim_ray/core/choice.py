@@ -17,7 +17,7 @@ from gasim_ray.core.prune import layers_of, with_layer_inputs
 from gasim_ray.errors import UserError
 
 #: Share of the candidates, the most decided for an action, among which clusters are sought.
-MOST_DECIDED = 0.2
+MOST_DECIDED = 0.1
 #: Numbers that candidates take up at once, a gigabyte.
 MOST_NUMBERS = 2**28
 #: Times that clusters' centres are moved.
@@ -49,7 +49,7 @@ class Chosen(Prior):
     weights have grown along what it was trained on, which so excites it more than anything else of the same strength.
 
     With `clusters` as many are taken of each of so many clusters (k-means) of the directions of what that layer reads,
-    among the most decided fifth for an action. Own: where an action has many kinds of observations, the most decided
+    among the most decided tenth for an action. Own: where an action has many kinds of observations, the most decided
     or aligned are of a few of them alone.
 
     Raises UserError if there is alignment or a number of clusters, and the teacher has no dense layer.

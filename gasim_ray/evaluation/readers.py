@@ -220,6 +220,9 @@ def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, cl
             f"{where}: the folders are named {', '.join(classes)}, the classes {', '.join(class_names)}; "
             "rename each folder to its class"
         )
+    # A grey picture among coloured ones is one of them.
+    channels = max(len(image) for part in images.values() for image in part)
+    images = {part: [image.repeat(channels // len(image), 0) for image in some] for part, some in images.items()}
     sizes = {image.shape for part in images.values() for image in part}
     if len(sizes) > 1:
         raise UserError(f"{where}: images of several shapes, {sorted(sizes)[0]} and {sorted(sizes)[1]}; give all one")

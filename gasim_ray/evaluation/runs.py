@@ -36,16 +36,29 @@ def task_of_run(
     seed: int,
     groups: str | None = None,
 ) -> Task:
-    """The environment or data set that is named, or else the one that the run's teacher was trained on.
+    """What a run is measured on: as `task_for` says of its teacher."""
+    return task_for(Path(saved_config(run).teacher), env, dataset, data, episodes, seed, groups)
+
+
+def task_for(
+    folder: Path,
+    env: str | None,
+    dataset: str | None,
+    data: Path | None,
+    episodes: int,
+    seed: int,
+    groups: str | None = None,
+) -> Task:
+    """The environment or data set that is named, or else the one that the teacher in the folder was trained on.
 
     `groups` merges the data set's classes; None merges those that the teacher says. Raises UserError if neither is
     known, if it does not fit the teacher, or for groups without a data set.
     """
-    teacher = load_config(Path(saved_config(run).teacher))
+    teacher = load_config(folder)
     if not env and not dataset:
         env, dataset = source_of(teacher)
     if not env and not dataset:
-        raise UserError(f"env: the teacher of {run} does not say what it was trained on; give --env or --dataset")
+        raise UserError(f"env: the teacher in {folder} does not say what it was trained on; give --env or --dataset")
     if env and (dataset or data):
         raise UserError(f"{'dataset' if dataset else 'data'}: {dataset or data}, but {env} is an environment; give one")
     if env and groups is not None:

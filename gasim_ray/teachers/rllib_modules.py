@@ -27,13 +27,17 @@ def model_from_module(module: Any, observation: ObservationSpec, source: dict[st
         raise UserError(
             f"source: the policy's action space is {module.action_space}; only discrete actions are supported"
         )
-    if not hasattr(module, "encoder"):
-        raise UserError(
-            f"source: the module {type(module).__name__} is not one of RLlib's own; a teacher that "
-            "`gasim teacher train` has made needs no import"
-        )
     is_q = hasattr(module, "af")
-    architecture, weights = _dueling(module, observation) if is_q else _plain(module.encoder, module.pi, observation)
+    try:
+        architecture, weights = (
+            _dueling(module, observation) if is_q else _plain(module.encoder, module.pi, observation)
+        )
+    except (AttributeError, TypeError, IndexError, KeyError) as error:
+        raise UserError(
+            f"source: the module {type(module).__name__} is not built as RLlib's own are ({error}); save its "
+            "state_dict and import it as package.module:factory with --weights. A teacher that `gasim teacher train` "
+            "has made needs no import"
+        ) from error
     outputs: OutputKind = "q_values" if is_q else "logits"
     model = Model(ModelConfig(architecture, observation, int(actions), outputs, source=source))
     load_weights(model.network, {k: v.detach().clone() for k, v in weights.items()}, "source")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from math import isfinite
 from pathlib import Path
@@ -129,12 +130,22 @@ def read_mapping(text: str, field: str) -> dict[str, Any]:
     return read
 
 
+def span(numbers: Sequence[float | None]) -> str:
+    """From the least to the greatest of some numbers, of which there may not be some."""
+    known = sorted(number for number in numbers if number is not None)
+    text = " to ".join(f"{number:.4g}" for number in dict.fromkeys((known[0], known[-1]))) if known else "none"
+    return f"{text} (none for {len(numbers) - len(known)})" if 0 < len(known) < len(numbers) else text
+
+
 def describe(model: Model, folder: Path) -> None:
     """Say what a teacher folder holds."""
-    config = model.config
+    config, spec = model.config, model.config.observation
     facts = {
         "architecture": config.architecture,
-        "observation": f"{list(config.observation.shape)} {config.observation.dtype}",
+        "observation": f"{list(spec.shape)} {spec.dtype}, {spec.layout}, a stack of {spec.stack}",
+        "bounds": f"{span(spec.low)} and {span(spec.high)}",
+        "explored within": " and ".join(span(bound.flatten().tolist()) for bound in spec.bounds()),
+        "normalised by": f"mean {span(spec.mean)}, deviation {span(spec.std)}",
         "actions": config.actions,
         "outputs": f"{config.outputs}, scale {config.output_scale:.4g}",
         "parameters": f"{model.parameter_count:,}",
