@@ -163,7 +163,7 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
     sizes, (stem, _, size) = declared.get("sizes", {}), method.rpartition("-")
     name, sized = (stem, dict(sizes[size])) if size in sizes else (method, {})
     played = sized.pop("played", 0)
-    variants = {**{control: {"method": "gasim"} for control in CONTROLS}, **declared.get("variants", {})}
+    variants = {**declared.get("variants", {}), **{control: {"method": "gasim"} for control in CONTROLS}}
     own = variants.get(name, {} if declared["kind"] == "chaos" else {"method": name})
     tree = merged(declared["config"], settings, own, sized, {"seed": seed})
     group, training = described.get("group", suite), described.get("training", {})

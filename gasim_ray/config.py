@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-from torch import nn
 
 from gasim_ray import methods
 from gasim_ray.core.device import check_device_name
@@ -271,9 +270,7 @@ def teacher_facts(folder: str) -> methods.TeacherFacts:
     """What presets depend on; the network is built with whatever weights, as random numbers elsewhere stay the same."""
     config = load_config(Path(folder))
     with torch.random.fork_rng(devices=[]):
-        model = Model(config)
-    dense = any(isinstance(layer, nn.Linear) for layer in model.modules())
-    return methods.TeacherFacts(config.observation, model.has_batch_norm, dense)
+        return methods.TeacherFacts(config.observation, Model(config).has_batch_norm)
 
 
 @lru_cache

@@ -179,9 +179,6 @@ def test_the_preset_follows_what_the_teacher_reads(vector_teacher: Path, image_t
     vector, image = (build_config({"teacher": str(folder)}) for folder in (vector_teacher, image_teacher))
     assert "geometry" in vector.generator.prior
     assert "geometry" not in image.generator.prior
-    # Clusters are sought in what a dense layer reads.
-    assert vector.generator.clusters == 0 < image.generator.clusters
-    assert preset("gasim", TeacherFacts(tiny.GREY, batch_norm=False, dense=False))["generator"]["clusters"] == 0
 
 
 def test_architectures_are_given_whole(read: Callable[..., DistillConfig]) -> None:

@@ -212,7 +212,7 @@ def make_learner(teacher: Model, config: DistillConfig, device: str, prior: Prio
 class LocalWorkers:
     """Everything in this process: for tests, for a debugger, and to measure what Ray costs.
 
-    A prior given here takes the place of the configured one.
+    A prior given here takes the place of the configured one, where actors have no settings of their own.
     """
 
     def __init__(self, teacher: Model, config: DistillConfig, prior: Prior | None = None) -> None:

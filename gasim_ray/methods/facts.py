@@ -23,8 +23,6 @@ class TeacherFacts:
     observation: ObservationSpec
     #: Whether it stores the statistics of batch normalisation.
     batch_norm: bool
-    #: Whether it has a dense layer.
-    dense: bool = True
 
     @property
     def coloured(self) -> bool:
