@@ -1,6 +1,7 @@
 """Makes the tables of the READMEs and docs/methods.md from recorded results: python -m benchmarks.tables [--check].
 
-Each table stands between two marks, `<!-- table:SUITE -->` and `<!-- end -->`; everything outside them is left alone.
+Each table stands between two marks, `<!-- table:SUITE -->` (`SUITE:short` for the methods that most tasks have) and
+`<!-- end -->`; everything outside them is left alone.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,7 +23,7 @@ from benchmarks.methods import architecture_rows, method_pages, prior_rows
 from benchmarks.sweep_tables import SUITE, diversity_rows, sweep_rows
 
 FILES = (ROOT.parent / "README.md", ROOT / "README.md", ROOT / "scaling.md", ROOT.parent / "docs" / "methods.md")
-MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table:([\w:-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: How a line of `speed` names its figures -> how tables do.
 SPEED_UNITS = {
     "seconds": "s",
@@ -69,7 +71,11 @@ def table(suite: str) -> str:
         return "\n".join([*short_rows(cells, results), "", made_by]) + "\n"
     if suite == "modes":
         return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"
+    suite, _, short = suite.partition(":")
     cells, results = load_suite(suite), current_results(suite)
+    if short:
+        cells = widely_tried(cells)
+        results = {cell.name: results[cell.name] for cell in cells if cell.name in results}
     rows = ROWS[suite if suite in ROWS else cells[0].kind](cells, results)
     return (
         "\n".join(rows)
@@ -107,6 +113,12 @@ def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
         row("parameters", "", size),
         row("seconds", "", seconds),
     ]
+
+
+def widely_tried(cells: list[Cell]) -> list[Cell]:
+    """Those of methods that at least three tasks have: what takes a part out is tried on fewer."""
+    tasks = Counter(method for _, method in {(cell.task, cell.method) for cell in cells})
+    return [cell for cell in cells if tasks[cell.method] >= 3]
 
 
 def merged_tasks(lines: list[dict[str, Any]]) -> list[str]:

@@ -147,6 +147,18 @@ def test_tables_are_made_from_results_and_checked(
     assert started(monkeypatch, tables, "--check") == 1
 
 
+def test_a_short_table_shows_what_most_tasks_have(suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = suite["tasks"]["cartpole"]
+    suite["tasks"] |= {"second": one, "third": one, "fourth": {**one, "methods": {"gasim": [0], "gas": [0]}}}
+    declare(suite)
+    readme = cells.ROOT / "README.md"
+    readme.write_text("<!-- table:small -->\n<!-- end -->\n<!-- table:small:short -->\n<!-- end -->\n")
+    assert started(monkeypatch, tables) == 0
+    whole, short = readme.read_text().split("<!-- table:small:short -->")
+    assert ("`gas`" in whole, "`gas`" in short) == (True, False)
+    assert "`gasim`" in short
+
+
 def test_every_method_has_a_page_with_its_settings_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     pages = method_pages(lambda lines: f"of {len(lines)}")

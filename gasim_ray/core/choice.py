@@ -48,9 +48,9 @@ class Chosen(Prior):
     where there is no other): the squared norm of what it answers, without bias, over that of what it reads. Own: its
     weights have grown along what it was trained on, which so excites it more than anything else of the same strength.
 
-    With `clusters` the same share is taken of each of so many clusters (k-means) of the directions of what that layer
-    reads, among the most decided tenth for an action. Own: where an action has many kinds of observations, the most
-    decided or aligned are of a few of them alone.
+    With `clusters` as many are taken of each of so many clusters (k-means) of the directions of what that layer reads,
+    among the most decided tenth for an action. Own: where an action has many kinds of observations, the most decided
+    or aligned are of a few of them alone.
 
     Raises UserError if there is alignment or a number of clusters, and the teacher has no dense layer.
     """
@@ -102,13 +102,13 @@ class Chosen(Prior):
         return outputs, excitement, gain, features
 
     def _of_each_cluster(self, answered: Answered, action: int, count: int, rng: torch.Generator) -> Tensor:
-        """Places (count,) of those to take for an action: the best of each cluster, as large a share of each."""
+        """Places (count,) of those to take for an action: the best of each cluster, the next best of each, and on."""
         decided, score = answered.decided[:, action], answered.score[:, action]
         pool = decided.topk(max(count, int(MOST_DECIDED * len(decided)))).indices
         pool = pool[score[pool].argsort(descending=True)]
         member = F.one_hot(k_means(answered.features[pool], self.clusters, rng))
-        place = ((member.cumsum(0) - 0.5) * member / member.sum(0).clamp_min(1)).sum(1)
-        return pool[place.argsort(stable=True)[:count]]
+        rank = (member.cumsum(0) * member).sum(1)
+        return pool[rank.argsort(stable=True)[:count]]
 
 
 def last_hidden(read: dict[nn.Module, Tensor]) -> nn.Linear:

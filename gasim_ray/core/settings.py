@@ -113,7 +113,7 @@ class GeneratorSettings:
     among candidates (core.choice.Chosen)."""
 
     clusters: int = 0
-    """Clusters of what the teacher's last hidden dense layer reads, of each of which the same share is chosen for
+    """Clusters of what the teacher's last hidden dense layer reads, of each of which as many candidates are chosen for
     an action; 0 chooses among all alike (core.choice.Chosen)."""
 
     disputed: int = 0
