@@ -6,6 +6,7 @@ Precedence, lowest first: defaults, the method's preset, the YAML file, dotted k
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from gasim_ray import methods
 from gasim_ray.core.device import check_device_name
-from gasim_ray.core.model import Model, load_config
+from gasim_ray.core.model import Model, has_model, load_config, same_model
 from gasim_ray.core.scenes import SceneSettings
 from gasim_ray.core.settings import (
     BudgetSettings,
@@ -187,10 +188,19 @@ def parse_config(
 
 
 def read_run_or_yaml(file: str) -> dict[str, Any]:
-    """A configuration's tree; where it is a run's and the teacher is gone, it names the run's own copy."""
-    tree, own = read_yaml(file), Path(file).parent / TEACHER_COPY
-    there = (Path(folder) / "config.json" for folder in (str(tree.get("teacher")), own))
-    return {**tree, "teacher": str(own)} if [path.exists() for path in there] == [False, True] else tree
+    """A configuration's tree; that of a run whose teacher is gone, or is another, names the run's own copy."""
+    tree, run = read_yaml(file), Path(file).parent
+    teacher, own = Path(str(tree.get("teacher"))), run / TEACHER_COPY
+    if Path(file).name != "config.yaml" or "teacher" not in tree or not has_model(own) or same_model(own, teacher):
+        return tree
+    tell_once(f"teacher: {teacher} is gone, or another one; {own} is taken, which the run has kept")
+    return {**tree, "teacher": str(own), "out": tree.get("out") or str(run)}
+
+
+@cache
+def tell_once(message: str) -> None:
+    """Say something on standard error, but not again."""
+    print(message, file=sys.stderr)
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def distill(
                 display.note(described_start(student, teacher, config))
             else:
                 folder.write_config(config)  # what may change, the budget say, has changed
+                folder.keep_teacher(config)
                 folder.summary.unlink(missing_ok=True)
             recorder = _Recorder(workers, config, folder, display, student, mirror)
             with interruptible() as caught, closing(recorder.metrics):
@@ -141,10 +142,9 @@ def check_actors(teacher: Model, config: DistillConfig) -> None:
 def begin(folder: RunFolder, config: DistillConfig, overwrite: bool, mirror: Mirror | None) -> None:
     """Make the folder, and the address if there is one; raises UserError if either is taken or cannot be written."""
     try:
+        folder.begin(config, overwrite)  # first: what the address holds may be the last copy of the teacher
         if mirror:
             mirror.claim(overwrite)
-        folder.begin(config, overwrite)
-        if mirror:
             mirror.begin()
     except OSError as error:
         raise UserError(f"out: {folder.path} cannot be written ({error.strerror})") from error

@@ -17,8 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from filecmp import cmp
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
@@ -32,7 +31,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gasim_ray.actors.loop import Progress
 from gasim_ray.config import TEACHER_COPY, DistillConfig, build_config, dotted, of_whole, parse_config, plain
-from gasim_ray.core.model import FILES, Model, load_model, save_model
+from gasim_ray.core.model import FILES, Model, has_model, load_model, same_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.teachers.folder import replaced_folder
 
@@ -196,6 +195,8 @@ class RunFolder:
         #: The one before it.
         self.previous = path / "checkpoint" / "previous.pt"
         self.student = path / "student"
+        #: What it was distilled from, a copy.
+        self.teacher = path / TEACHER_COPY
         self.snapshots = path / "snapshots"
         #: Written when the run is done.
         self.summary = path / "summary.json"
@@ -215,12 +216,22 @@ class RunFolder:
         """Make the folder and write config.yaml; raises as `check_clear`."""
         self.check_clear(overwrite)
         teacher = Path(config.teacher)
-        kept = {name: (teacher / name).read_bytes() for name in FILES}  # which may lie in the folder itself
+        kept = {name: (teacher / name).read_bytes() for name in FILES}
         if self.path.exists():
+            if teacher.resolve().is_relative_to(self.path.resolve()):  # and goes with it
+                config = replace(config, teacher=str(self.teacher))
             shutil.rmtree(self.path)
         self.write_config(config)
         for name, content in kept.items():
-            write_atomically(self.path / TEACHER_COPY / name, content)
+            write_atomically(self.teacher / name, content)
+
+    def keep_teacher(self, config: DistillConfig) -> None:
+        """Copy the teacher of a run that goes on, where its copy is not whole; see `write_config`."""
+        try:
+            for name in () if has_model(self.teacher) else FILES:
+                write_atomically(self.teacher / name, (Path(config.teacher) / name).read_bytes())
+        except OSError as error:
+            raise UserError(f"out: {self.path} cannot be written ({error.strerror})") from error
 
     def write_config(self, config: DistillConfig) -> None:
         """Write config.yaml, under the versions that run it; raises UserError if it cannot be."""
@@ -243,7 +254,11 @@ class RunFolder:
         tree = plain(asdict(config))
         for key, value in fixed(config).items():
             was = before.get(key, off[key])
-            if key == "teacher" and self._is_its_teacher(Path(value)):
+            if key == "teacher" and has_model(self.teacher):
+                if not same_model(self.teacher, Path(value)):
+                    raise UserError(
+                        f"teacher: {value} is not the one that the run began with, {self.teacher}; give that"
+                    )
                 continue
             if was != value and key not in before and value == usual[key]:
                 section, _, name = key.rpartition(".")
@@ -254,12 +269,6 @@ class RunFolder:
                 )
         self.forget_after(state["progress"]["seconds"])
         return of_whole(tree), state
-
-    def _is_its_teacher(self, folder: Path) -> bool:
-        """Whether a folder holds the teacher that the run keeps a copy of, which may have been moved."""
-        own = self.path / TEACHER_COPY
-        pairs = [(own / name, folder / name) for name in FILES]
-        return all(a.exists() and b.exists() and cmp(a, b, shallow=False) for a, b in pairs)
 
     def _settings(self) -> dict[str, Any]:
         """The run's settings by dotted key."""

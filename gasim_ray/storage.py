@@ -87,6 +87,7 @@ class Mirror:
         self.check_clear(overwrite)
         try:
             self.files.delete_dir_contents(self.root, missing_dir_ok=True)
+            self.copied.clear()
         except FAILURES as error:
             raise UserError(f"out: {self.address} cannot be written ({first_line(error)})") from error
 

@@ -114,8 +114,9 @@ def test_data_that_do_not_fit_or_are_damaged_are_refused(
 def test_a_teacher_is_measured_alone(tmp_path: Path, on_cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(tiny.model(tiny.GREY, actions=10), tmp_path / "mine")
     assert cli.main(["teacher", "evaluate", str(tmp_path / "mine"), "--dataset", "mnist-sample"]) == 0
-    row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("teacher"))
-    accuracy, agreement, kl = float(row[1]), *map(float, row[3:5])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    row = next(row for row in rows if row[:1] == ["teacher"])
+    accuracy, agreement, kl = map(float, (row[1], *row[4:6]))
     assert 0 < accuracy < 60
     assert (agreement, kl) == (100.0, 0.0)
     assert cli.main(["teacher", "evaluate", str(tmp_path / "mine")]) == 2

@@ -279,10 +279,14 @@ def test_a_teacher_that_computes_in_bf16_has_a_gain_and_clusters() -> None:
 
 def test_large_pictures_are_chosen_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = tiny.model(tiny.GREY)
-    monkeypatch.setattr(choice, "MOST_NUMBERS", 3 * 8 * 28 * 28)
+    monkeypatch.setattr(choice, "MOST_NUMBERS", 5 * 8 * 28 * 28)
     drawn = Drawn(teacher, "cpu")
-    assert Chosen(drawn, teacher, 8).sample(7, rng("cpu", 0)).shape == (7, 1, 28, 28)
+    chosen = Chosen(drawn, teacher, 8)
+    sample = chosen.sample(7, rng("cpu", 0))
+    # Parts of as many as there are actions, so that each begins with the first.
     assert len(drawn.last) == 8
+    best = drawn.last[chosen.answered(drawn.last).decided[:, 0].argmax()]
+    assert torch.equal(sample[6], best)
 
 
 class TwoKinds(Prior):

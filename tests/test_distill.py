@@ -61,7 +61,7 @@ def test_a_run_leaves_what_it_should(tmp_path: Path, config_file: Callable[..., 
     assert cli.main(["distill", str(config), "--local", "--out", str(run)]) == 0
     assert files_of(run) == {
         "config.yaml", "summary.json", "metrics.csv", "events", "checkpoint/state.pt", "student/model.safetensors",
-        "student/config.json", "samples.png",
+        "student/config.json", "samples.png", "teacher/model.safetensors", "teacher/config.json",
     }  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary) == SUMMARY_KEYS
@@ -247,12 +247,13 @@ def test_a_run_of_an_older_version_goes_on_without_what_a_preset_sets_today(
     run = tmp_path / "run"
     tree = tiny.tree(image_teacher, local=True, out=str(run), student={"architecture": tiny.SMALL_CNN})
     config = config_file(tree)
-    # What there is today, beside a choice without clusters, which older versions did not have.
-    assert cli.main(["distill", str(config), "--generator.clusters=0"]) == 0
+    # As if there had been no views at first, of which the preset makes three.
+    assert cli.main(["distill", str(config), "--generator.views=1"]) == 0
     settings = run / "config.yaml"
-    settings.write_text("".join(line for line in settings.read_text().splitlines(True) if "clusters" not in line))
+    settings.write_text("".join(line for line in settings.read_text().splitlines(True) if "views" not in line))
+    assert saved_config(run).generator.views == 3
     assert cli.main(["distill", str(run), "--resume", "--budget.student_steps=60"]) == 0
-    assert saved_config(run).generator.clusters == 0
+    assert saved_config(run).generator.views == 1
     assert rows_of(run)[-1]["student_steps"] == 60
 
 
@@ -285,7 +286,15 @@ def test_a_run_keeps_its_teacher(
     assert cli.main(["distill", str(run), "--resume", f"--teacher={moved}", "--budget.student_steps=80"]) == 0
     assert rows_of(run)[-1]["student_steps"] == 80
     assert cli.main(["distill", str(run), "--resume", f"--teacher={other}", "--budget.student_steps=90"]) == 2
-    assert f"teacher: {other} differs from {moved}" in capsys.readouterr().err
+    assert f"teacher: {other} is not the one that the run began with, {run / 'teacher'}" in capsys.readouterr().err
+    # One that has taken its place is not taken for it, and a run of no name of its own stays where it is.
+    shutil.rmtree(moved)
+    shutil.copytree(other, moved)
+    settings = run / "config.yaml"
+    settings.write_text(settings.read_text().replace(f"out: {run}\n", "out: ''\n"))
+    assert (saved_config(run).teacher, saved_config(run).run_folder()) == (str(run / "teacher"), run)
+    assert cli.main(["distill", str(settings), "--resume", "--budget.student_steps=90"]) == 0
+    assert rows_of(run)[-1]["student_steps"] == 90
     shutil.rmtree(moved)
     assert cli.main(["distill", str(run), "--overwrite"]) == 0
 

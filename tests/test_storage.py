@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from gasim_ray import cli
-from gasim_ray.core.model import load_model
+from gasim_ray.core.model import load_model, same_model
 from gasim_ray.errors import UserError
 from gasim_ray.storage import Mirror, local_copy
 
@@ -99,6 +99,31 @@ def test_an_address_without_a_run_cannot_be_resumed(
     tree = config_file(tiny.tree(vector_teacher, local=True, out=address))
     assert cli.main(["distill", str(tree), "--resume"]) == 2
     assert f"no run at {address}" in capsys.readouterr().err
+
+
+def test_a_job_that_was_killed_before_its_first_checkpoint_begins_again(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = tmp_path / "shared" / "run"
+    there.mkdir(parents=True)
+    for name in ("config.yaml", "events.out.tfevents.1"):
+        (there / name).write_text("{}")
+    tree = config_file(tiny.tree(vector_teacher, local=True, out=f"file://{there}", checkpoint_seconds=0.1))
+    assert cli.main(["distill", str(tree), "--resume", "--overwrite"]) == 0
+    assert "cannot be written" not in capsys.readouterr().err
+    assert (there / "summary.json").exists()
+    assert not (there / "events.out.tfevents.1").exists()
+
+
+def test_a_run_is_replaced_by_one_of_the_teacher_that_it_alone_holds(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path]
+) -> None:
+    there, teacher = tmp_path / "shared" / "run", Path(shutil.copytree(vector_teacher, tmp_path / "mine"))
+    tree = config_file(tiny.tree(teacher, local=True, out=f"file://{there}"))
+    assert cli.main(["distill", str(tree)]) == 0
+    shutil.rmtree(teacher)
+    assert cli.main(["distill", str(there), "--overwrite"]) == 0
+    assert same_model(there / "teacher", vector_teacher)
 
 
 def test_a_run_at_an_address_is_copied_to_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

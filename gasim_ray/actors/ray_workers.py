@@ -61,7 +61,9 @@ def connect() -> None:
         # Not ray.init("auto"): that joins the private Ray of any other program on this machine.
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError) as error:
-        raise UserError(f"RAY_ADDRESS: {address!r}: no cluster there ({first_line(error)}); {mend}") from error
+        if not address:
+            raise UserError(f"Ray: this machine's cluster is gone ({first_line(error)}); run `ray stop`") from error
+        raise UserError(f"RAY_ADDRESS: {address}: no cluster there ({first_line(error)}); {mend}") from error
 
 
 class GeneratorActor:

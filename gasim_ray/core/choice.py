@@ -68,7 +68,8 @@ class Chosen(Prior):
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """See Prior."""
-        part = max(1, MOST_NUMBERS // (self.candidates * prod(self.spec.shape)))
+        actions = self.teacher.config.actions
+        part = actions * max(1, MOST_NUMBERS // (actions * self.candidates * prod(self.spec.shape)))
         return torch.cat([self._choose(min(part, count - done), generator) for done in range(0, count, part)])
 
     def _choose(self, count: int, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from filecmp import cmp
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,6 +174,16 @@ def save_model(model: Model, folder: Path) -> None:
         raise OSError(f"{folder}: not written ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a folder holds what `save_model` writes."""
+    return all((folder / name).exists() for name in FILES)
+
+
+def same_model(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same model, byte for byte."""
+    return has_model(one) and has_model(other) and all(cmp(one / n, other / n, shallow=False) for n in FILES)
 
 
 def load_config(folder: Path) -> ModelConfig:

@@ -33,6 +33,8 @@ def check_video(path: Path, runs: Sequence[Path], tasks: Sequence[Task]) -> None
         raise UserError(f"video: the runs play {', '.join(sorted({task.name for task in tasks}))}; give runs of one")
     if not isinstance(tasks[0], EnvironmentTask):
         raise UserError(f"video: {tasks[0].name} is a data set; only what plays an environment can be shown")
+    for run in runs:
+        load_model(saved_config(run).teacher)
     teachers = {(Path(saved_config(run).teacher) / WEIGHTS).read_bytes(): saved_config(run).teacher for run in runs}
     if len(teachers) > 1:
         raise UserError(f"video: the runs have the teachers {', '.join(sorted(teachers.values()))}; give runs of one")
