@@ -293,8 +293,8 @@ def test_a_run_keeps_its_teacher(
     settings = run / "config.yaml"
     settings.write_text(settings.read_text().replace(f"out: {run}\n", "out: ''\n"))
     assert (saved_config(run).teacher, saved_config(run).run_folder()) == (str(run / "teacher"), run)
-    assert cli.main(["distill", str(settings), "--resume", "--budget.student_steps=90"]) == 0
-    assert rows_of(run)[-1]["student_steps"] == 90
+    assert cli.main(["distill", str(settings), "--resume", "--budget.student_steps=100"]) == 0
+    assert rows_of(run)[-1]["student_steps"] == 100
     shutil.rmtree(moved)
     assert cli.main(["distill", str(run), "--overwrite"]) == 0
 
