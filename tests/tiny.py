@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,3 +66,14 @@ def assert_within(observations: torch.Tensor, spec: ObservationSpec) -> None:
     slack = 1e-5 * (high - low)
     assert bool(torch.isfinite(observations).all())
     assert bool(((observations >= low - slack) & (observations <= high + slack)).all())
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv."""
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    return [dict(zip(header.split(","), map(float, row.split(",")), strict=True)) for row in rows]
+
+
+def student_of(run: Path) -> bytes:
+    """A run's student, as it lies on disk."""
+    return (run / "student" / "model.safetensors").read_bytes()
