@@ -1,4 +1,4 @@
-"""A distillation from command line to folder: what it leaves, and how it is repeated; test_resume has how it goes on."""
+"""A distillation from command line to folder: what it leaves, how it is repeated; test_resume has how it goes on."""
 
 from __future__ import annotations
 
