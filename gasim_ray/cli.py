@@ -164,15 +164,15 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     from gasim_ray.actors.ray_workers import connect
     from gasim_ray.core.model import load_model
     from gasim_ray.evaluation.compare import evaluate_run
-    from gasim_ray.evaluation.runs import control_distiller, names_of, task_of_run
+    from gasim_ray.evaluation.runs import control_distiller, names_of, task_for
     from gasim_ray.evaluation.table import evaluation_table
     from gasim_ray.evaluation.video import check_video, save_video
-    from gasim_ray.run_folder import RunFolder
+    from gasim_ray.run_folder import RunFolder, saved_config
     from gasim_ray.storage import local_copy
 
     runs = [local_copy(place) for place in places]
     measured = (given.env, given.dataset, given.data, given.episodes, given.seed, given.groups)
-    tasks = [task_of_run(run, *measured) for run in runs]
+    tasks = [task_for(Path(saved_config(run).teacher), *measured) for run in runs]
     for run in runs:  # before an earlier one is measured for minutes
         RunFolder(run).read_summary()
         load_model(RunFolder(run).student)

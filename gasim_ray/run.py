@@ -90,9 +90,7 @@ def distill(
                 held.enter_context(alone_in(folder.path))
                 display.note(described_start(student, teacher, config))
             else:
-                folder.write_config(config)  # what may change, the budget say, has changed
-                folder.keep_teacher(config)
-                folder.summary.unlink(missing_ok=True)
+                folder.go_on(config)
             recorder = _Recorder(workers, config, folder, display, student, mirror)
             with interruptible() as caught, closing(recorder.metrics):
                 progress, learner = _drive(recorder, state, watch, lambda: caught() or stop())
@@ -135,8 +133,9 @@ def check_actors(teacher: Model, config: DistillConfig) -> None:
             if config.actor_settings:
                 make_prior(teacher, own, "cpu")
         except UserError as error:
-            own_settings = any(config.actor_settings[index : index + 1])
-            raise UserError(f"actor_settings[{index}]: {error}" if own_settings else str(error)) from error
+            # A kind without anything of its own fails by the common settings.
+            own_tree = dict(enumerate(config.actor_settings)).get(index)
+            raise UserError(f"actor_settings[{index}]: {error}" if own_tree else str(error)) from error
 
 
 def begin(folder: RunFolder, config: DistillConfig, overwrite: bool, mirror: Mirror | None) -> None:

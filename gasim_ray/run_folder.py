@@ -15,7 +15,7 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +31,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gasim_ray.actors.loop import Progress
 from gasim_ray.config import TEACHER_COPY, DistillConfig, build_config, dotted, of_whole, parse_config, plain
-from gasim_ray.core.model import FILES, Model, has_model, load_model, same_model, save_model
+from gasim_ray.core.model import Model, has_model, load_model, model_files, same_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.teachers.folder import replaced_folder
 
@@ -216,20 +216,24 @@ class RunFolder:
         """Make the folder and write config.yaml; raises as `check_clear`."""
         self.check_clear(overwrite)
         teacher = Path(config.teacher)
-        kept = {name: (teacher / name).read_bytes() for name in FILES}
-        if self.path.exists():
-            if teacher.resolve().is_relative_to(self.path.resolve()):  # and goes with it
-                config = replace(config, teacher=str(self.teacher))
-            shutil.rmtree(self.path)
+        files = model_files(teacher)
+        if teacher.resolve().is_relative_to(self.path.resolve()):  # and goes with it
+            config = replace(config, teacher=str(self.teacher))
+        clear_folder(self.path, "config.yaml", "a run", overwrite)
         self.write_config(config)
-        for name, content in kept.items():
-            write_atomically(self.teacher / name, content)
+        self._keep_teacher(files)
 
-    def keep_teacher(self, config: DistillConfig) -> None:
-        """Copy the teacher of a run that goes on, where its copy is not whole; see `write_config`."""
+    def go_on(self, config: DistillConfig) -> None:
+        """Write what a run that goes on may have changed, the budget say, and the teacher if its copy is not whole."""
+        self.write_config(config)
+        if not has_model(self.teacher):
+            self._keep_teacher(model_files(Path(config.teacher)))
+        self.summary.unlink(missing_ok=True)
+
+    def _keep_teacher(self, files: Mapping[str, bytes]) -> None:
         try:
-            for name in () if has_model(self.teacher) else FILES:
-                write_atomically(self.teacher / name, (Path(config.teacher) / name).read_bytes())
+            for name, content in files.items():
+                write_atomically(self.teacher / name, content)
         except OSError as error:
             raise UserError(f"out: {self.path} cannot be written ({error.strerror})") from error
 
@@ -251,15 +255,13 @@ class RunFolder:
         # A setting that an older version did not have is as it was then: off, though a preset may set it today.
         preset = build_config({"teacher": config.teacher, "method": config.method})
         off, usual = (dotted(plain(asdict(c))) for c in (DistillConfig(config.teacher), preset))
-        tree = plain(asdict(config))
-        for key, value in fixed(config).items():
+        tree, kept = plain(asdict(config)), fixed(config)
+        if has_model(self.teacher):
+            teacher = Path(kept.pop("teacher"))  # which may lie elsewhere now
+            if not same_model(self.teacher, teacher):
+                raise UserError(f"teacher: {teacher} is not the one that the run began with, {self.teacher}; give that")
+        for key, value in kept.items():
             was = before.get(key, off[key])
-            if key == "teacher" and has_model(self.teacher):
-                if not same_model(self.teacher, Path(value)):
-                    raise UserError(
-                        f"teacher: {value} is not the one that the run began with, {self.teacher}; give that"
-                    )
-                continue
             if was != value and key not in before and value == usual[key]:
                 section, _, name = key.rpartition(".")
                 (tree[section] if section else tree)[name] = was

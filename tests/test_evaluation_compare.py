@@ -20,7 +20,7 @@ from gasim_ray.evaluation.compare import STUDENT, evaluate_models, evaluate_run
 from gasim_ray.evaluation.controls import CONTROL_KINDS, untrained
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.evaluation.environments import environment_spec
-from gasim_ray.evaluation.runs import distil_control, names_of, task_of_run
+from gasim_ray.evaluation.runs import distil_control, names_of, task_for
 from gasim_ray.evaluation.table import evaluation_table
 from gasim_ray.evaluation.tasks import TEACHER, DatasetTask, EnvironmentTask
 from gasim_ray.run_folder import RunFolder
@@ -311,16 +311,15 @@ def test_a_control_is_not_distilled_on_another_device_than_the_run(tmp_path, mon
 def test_a_teacher_of_merged_classes_that_does_not_say_so_is_measured_with_groups(tmp_path, classifier):
     config = replace(classifier.config, actions=2)
     save_model(Model(config), tmp_path / "teacher")
-    (tmp_path / "config.yaml").write_text(f"teacher: {tmp_path / 'teacher'}\n")
     with pytest.raises(UserError, match="10 classes, the teacher has 2"):
-        task_of_run(tmp_path, None, "mnist-sample", None, 2, 0)
-    task = task_of_run(tmp_path, None, "mnist-sample", None, 2, 0, "0,1,2,3,4/5,6,7,8,9")
+        task_for(tmp_path / "teacher", None, "mnist-sample", None, 2, 0)
+    task = task_for(tmp_path / "teacher", None, "mnist-sample", None, 2, 0, "0,1,2,3,4/5,6,7,8,9")
     assert task.dataset.class_names == ("0+1+2+3+4", "5+6+7+8+9")
     save_model(
         Model(replace(config, source={"dataset": "mnist-sample", "groups": "0/1,2,3,4,5,6,7,8,9"})),
         tmp_path / "teacher",
     )
-    assert task_of_run(tmp_path, None, None, None, 2, 0).dataset.class_names[0] == "0"
+    assert task_for(tmp_path / "teacher", None, None, None, 2, 0).dataset.class_names[0] == "0"
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):

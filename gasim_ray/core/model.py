@@ -181,6 +181,11 @@ def has_model(folder: Path) -> bool:
     return all((folder / name).exists() for name in FILES)
 
 
+def model_files(folder: Path) -> dict[str, bytes]:
+    """The files of a model by name; raises OSError if one cannot be read."""
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
 def same_model(one: Path, other: Path) -> bool:
     """Whether two folders hold the same model, byte for byte."""
     return has_model(one) and has_model(other) and all(cmp(one / n, other / n, shallow=False) for n in FILES)

@@ -27,19 +27,6 @@ from gasim_ray.storage import is_address
 from gasim_ray.teachers import load_teacher
 
 
-def task_of_run(
-    run: Path,
-    env: str | None,
-    dataset: str | None,
-    data: Path | None,
-    episodes: int,
-    seed: int,
-    groups: str | None = None,
-) -> Task:
-    """What a run is measured on: as `task_for` says of its teacher."""
-    return task_for(Path(saved_config(run).teacher), env, dataset, data, episodes, seed, groups)
-
-
 def task_for(
     folder: Path,
     env: str | None,

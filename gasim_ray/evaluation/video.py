@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from gasim_ray.core.model import WEIGHTS, Model, load_config, load_model
+from gasim_ray.core.model import Model, load_config, load_model, same_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.episodes import watch_episode
 from gasim_ray.evaluation.tasks import TEACHER, EnvironmentTask, Task
@@ -33,11 +33,10 @@ def check_video(path: Path, runs: Sequence[Path], tasks: Sequence[Task]) -> None
         raise UserError(f"video: the runs play {', '.join(sorted({task.name for task in tasks}))}; give runs of one")
     if not isinstance(tasks[0], EnvironmentTask):
         raise UserError(f"video: {tasks[0].name} is a data set; only what plays an environment can be shown")
-    for run in runs:
-        load_model(saved_config(run).teacher)
-    teachers = {(Path(saved_config(run).teacher) / WEIGHTS).read_bytes(): saved_config(run).teacher for run in runs}
-    if len(teachers) > 1:
-        raise UserError(f"video: the runs have the teachers {', '.join(sorted(teachers.values()))}; give runs of one")
+    first, *others = (Path(saved_config(run).teacher) for run in runs)
+    for other in others:
+        if not same_model(first, other):
+            raise UserError(f"video: the runs have the teachers {first}, {other}; give runs of one")
     for run in runs:
         if not load_config(Path(saved_config(run).teacher)).observation.is_image:
             raise UserError(f"video: the teacher of {run} reads vectors; only what sees pictures can be shown")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 from ray import tune
 
-from gasim_ray.config import TEACHER_COPY, build_config, known_keys, plain
+from gasim_ray.config import build_config, known_keys, plain
 from gasim_ray.errors import UserError
 from gasim_ray.run_folder import write_atomically
 from gasim_ray.tuning.space import decoded, with_settings
@@ -122,7 +122,6 @@ def write_results(results: Sequence[TrialResult], sweep: Sweep, folder: Path) ->
 
 
 def thin(folder: Path) -> None:
-    """Leave of each trial's last checkpoint the student alone; pool and teacher are of use while the sweep runs."""
-    for name in ("checkpoint", TEACHER_COPY):
-        for rest in folder.glob(f"trial_*/checkpoint_*/{name}"):
-            shutil.rmtree(rest)
+    """Leave of each trial's last checkpoint the student alone; its pool is of use only while the sweep runs."""
+    for state in folder.glob("trial_*/checkpoint_*/checkpoint"):
+        shutil.rmtree(state)

@@ -138,7 +138,9 @@ class _Trial:
         state = {"finished": self.finished, "reported": self.reported}
         if len(self.finished) == self.plan.seeds:
             shutil.rmtree(self.folder.checkpoint.parent)
-        self.folder.previous.unlink(missing_ok=True)  # Tune keeps checkpoints, and copies the folder
+        # Tune keeps checkpoints, and copies the folder; the teacher is the same for all.
+        self.folder.previous.unlink(missing_ok=True)
+        shutil.rmtree(self.folder.teacher, ignore_errors=True)
         write_atomically(self.folder.path / STATE_FILE, json.dumps(state).encode())
         tune.report(dict(figures), checkpoint=tune.Checkpoint.from_directory(self.folder.path))
 
