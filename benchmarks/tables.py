@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks import scaling
+from benchmarks import choices, scaling
 from benchmarks.cells import CONTROLS, LABELS, ROOT, Cell, current_results, load_suite, read_results
 from benchmarks.game_tables import MISSING, game_rows, short_rows
 from benchmarks.methods import architecture_rows, method_pages, prior_rows
@@ -69,6 +69,10 @@ def table(suite: str) -> str:
         cells, results = load_suite("atari"), current_results("atari")
         made_by = provenance("python -m benchmarks.run atari", list(results.values()))
         return "\n".join([*short_rows(cells, results), "", made_by]) + "\n"
+    if suite == choices.SUITE:
+        return (
+            "\n".join([*choices.choice_rows(), "", provenance("python -m benchmarks.choices", choices.newest())]) + "\n"
+        )
     if suite == "modes":
         return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"
     suite, _, short = suite.partition(":")
