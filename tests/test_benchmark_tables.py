@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from small_suite import declare, started
 
-from benchmarks import cells, figures, game_tables, tables
+from benchmarks import cells, choices, figures, game_tables, tables
 from benchmarks.cells import REAL, current_results, load_suite
 from benchmarks.game_tables import game_rows, short_rows
 from benchmarks.methods import entry, method_pages
 from benchmarks.tables import mode_rows
+from gasim_ray.config import build_config
+from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.methods import METHODS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -157,6 +159,28 @@ def test_a_short_table_shows_what_most_tasks_have(suite: dict[str, Any], monkeyp
     whole, short = readme.read_text().split("<!-- table:small:short -->")
     assert ("`gas`" in whole, "`gas`" in short) == (True, False)
     assert "`gasim`" in short
+
+
+def test_distances_are_told_as_multiples_of_the_presets(suite: dict[str, Any]) -> None:
+    for usual in (9.0, 2.0):  # the newer line counts
+        distances = dict(
+            zip(choices.CHOICES, ({"a": usual, "b": 4.0}, {"a": 1.0, "b": 6.0}, {"a": 4.0, "b": 4.0}), strict=True)
+        )
+        cells.append_result("choices", {"task": "pairs", "distances": distances})
+    assert choices.choice_rows()[2:] == ["| pairs | 1.00 (1.50: b) | 1.50 (2.00: a) |"]
+
+
+def test_real_pictures_of_every_mode_lie_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "ORDERS", 1)
+    monkeypatch.setattr(choices, "PICTURES", 8)
+    sample = load_dataset("mnist-sample")  # which comes along
+    monkeypatch.setattr(choices, "load_dataset", lambda name: sample)
+    config = build_config(
+        {"teacher": str(REPOSITORY / "benchmarks/teachers/mnist-parity"), "generator": {"candidates": 2}}
+    )
+    found = choices.mode_distances(config)
+    assert list(found) == [str(digit) for digit in range(10)]
+    assert all(distance > 0 for distance in found.values())
 
 
 def test_every_method_has_a_page_with_its_settings_and_results(monkeypatch: pytest.MonkeyPatch) -> None:
