@@ -52,6 +52,8 @@ class Cell:
     training: dict[str, Any] = field(default_factory=dict)
     #: Of a policy, how many of the snapshots play, too.
     played: int = 0
+    #: Another name under which a line of the same settings counts, too.
+    recorded_as: str = ""
 
     @cached_property
     def config(self) -> DistillConfig:
@@ -100,8 +102,12 @@ class Cell:
 
         A setting that is off counts for nothing, so that a new one that is off leaves what was recorded valid.
         """
+        return self.defined_as(self.method)
+
+    def defined_as(self, method: str) -> str:
+        """The definition that it has under the name of a method."""
         teacher = load_config(self.teacher).to_json()
-        cell = {"out": "", "episodes": self.episodes, "method": self.method, "teacher": teacher}
+        cell = {"out": "", "episodes": self.episodes, "method": method, "teacher": teacher}
         if self.is_game:
             cell["states"] = "sticky"  # those of the lines before were from games without
         tree = plain(asdict(self.config))
@@ -163,12 +169,23 @@ def make_cell(suite: str, declared: dict[str, Any], task: str, method: str, seed
     sizes, (stem, _, size) = declared.get("sizes", {}), method.rpartition("-")
     name, sized = (stem, dict(sizes[size])) if size in sizes else (method, {})
     played = sized.pop("played", 0)
-    variants = {**declared.get("variants", {}), **{control: {"method": "gasim"} for control in CONTROLS}}
+    variants = {**{control: {"method": "gasim"} for control in CONTROLS}, **declared.get("variants", {})}
     own = variants.get(name, {} if declared["kind"] == "chaos" else {"method": name})
     tree = merged(declared["config"], settings, own, sized, {"seed": seed})
-    group, training = described.get("group", suite), described.get("training", {})
-    episodes = declared.get("episodes", 0)
-    return Cell(suite, declared["kind"], task, method, seed, declared["size"], group, episodes, tree, training, played)
+    return Cell(
+        suite=suite,
+        kind=declared["kind"],
+        task=task,
+        method=method,
+        seed=seed,
+        size=declared["size"],
+        group=described.get("group", suite),
+        episodes=declared.get("episodes", 0),
+        tree=tree,
+        training=described.get("training", {}),
+        played=played,
+        recorded_as=declared.get("recorded_as", {}).get(method, ""),
+    )
 
 
 def matches(cell: Cell, only: str) -> bool:
@@ -190,16 +207,26 @@ def results_path(suite: str) -> Path:
 def read_results(suite: str) -> list[dict[str, Any]]:
     """All recorded lines, oldest first."""
     path = results_path(suite)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is not whole ({error}); remove it, and record its cell") from error
+    return found
 
 
 def current_results(suite: str) -> dict[str, dict[str, Any]]:
-    """Cell name -> its newest line at the current definition."""
+    """Cell name -> its newest line at the current definition, under the cell's own name before another."""
     lines = {(line["task"], line["method"], line["seed"], line["definition"]): line for line in read_results(suite)}
     recorded = {key[:3] for key in lines}  # a definition takes a while, and of the other cells it is not needed
-    cells = [c for c in load_suite(suite) if (c.task, c.method, c.seed) in recorded and c.has_teacher]
-    found = {cell.name: lines.get((cell.task, cell.method, cell.seed, cell.definition)) for cell in cells}
-    return {name: line for name, line in found.items() if line is not None}
+    found = {}
+    for cell in load_suite(suite):
+        for method in (cell.recorded_as, cell.method):
+            key = (cell.task, method, cell.seed)
+            if key in recorded and cell.has_teacher and (line := lines.get((*key, cell.defined_as(method)))):
+                found[cell.name] = {**line, "method": cell.method}
+    return found
 
 
 def append_result(suite: str, line: dict[str, Any]) -> None:

@@ -6,24 +6,28 @@ lie far from the nearest picture that it takes. Takes about a minute; nothing he
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.cells import append_result, load_suite, read_results
+from benchmarks.cells import Cell, append_result, load_suite, read_results
 from benchmarks.provenance import provenance
 from gasim_ray.actors.workers import make_prior
 from gasim_ray.config import DistillConfig
 from gasim_ray.core.model import Model
 from gasim_ray.core.prune import layers_of, with_layer_inputs
 from gasim_ray.core.seeds import rng
+from gasim_ray.errors import exit_code
 from gasim_ray.evaluation.datasets import load_dataset
 from gasim_ray.teachers import load_teacher
 
 SUITE = "choices"
 #: Cells of the suite `images` whose settings are compared, the first with the others.
-CHOICES = ("gasim", "gasim-aligned", "gasim-clusters")
+CHOICES = ("gasim-8-candidates", "gasim-aligned", "gasim")
 TASKS = ("mnist-pairs", "mnist-parity", "fashion-merged")
 #: Orders, and pictures in each, that a choice makes.
 ORDERS, PICTURES = 6, 256
@@ -31,12 +35,29 @@ ORDERS, PICTURES = 6, 256
 REAL = 3000
 
 
-def main() -> None:
-    """Record a line for each task."""
+def main() -> int:
+    """Record a line for each task; returns the exit code."""
+    return exit_code("choices", record_choices)
+
+
+def record_choices() -> None:
+    """See `main`."""
     for task in TASKS:
-        cells = {cell.method: cell for cell in load_suite("images") if cell.task == task}
+        cells = cells_of(task)
         distances = {method: mode_distances(cells[method].config) for method in CHOICES}
-        append_result(SUITE, {"suite": SUITE, "task": task, "distances": distances, **provenance()})
+        line = {"suite": SUITE, "task": task, "distances": distances, "definitions": definitions(cells)}
+        append_result(SUITE, {**line, **provenance()})
+
+
+def cells_of(task: str) -> dict[str, Cell]:
+    """The task's first cell of each choice."""
+    cells = [cell for cell in load_suite("images") if cell.task == task and cell.seed == 0]
+    return {cell.method: cell for cell in cells if cell.method in CHOICES}
+
+
+def definitions(cells: Mapping[str, Cell]) -> dict[str, str]:
+    """What a line is of: choice -> its cell's definition."""
+    return {method: cells[method].definition for method in CHOICES}
 
 
 def mode_distances(config: DistillConfig) -> dict[str, float]:
@@ -60,18 +81,24 @@ def features(teacher: Model, observations: Tensor) -> Tensor:
 def choice_rows() -> list[str]:
     """One row a task: distances as multiples of those with the first choice, the mean over modes and the greatest."""
     rows = ["| task | " + " | ".join(f"`{name}`" for name in CHOICES[1:]) + " |", "|" + " --- |" * len(CHOICES)]
-    for line in newest():
-        usual, *others = (line["distances"][method] for method in CHOICES)
-        shares = [{mode: found[mode] / usual[mode] for mode in usual} for found in others]
-        told = [f"{sum(s.values()) / len(s):.2f} ({max(s.values()):.2f}: {max(s, key=s.__getitem__)})" for s in shares]
-        rows.append("| " + " | ".join([line["task"], *told]) + " |")
+    for task in TASKS:
+        told = ["not measured"] * (len(CHOICES) - 1)
+        for line in newest(task):
+            usual, *others = (line["distances"][method] for method in CHOICES)
+            shares = [{mode: found[mode] / usual[mode] for mode in usual} for found in others]
+            told = [f"{mean(s.values()):.2f} ({max(s.values()):.2f}: {max(s, key=s.__getitem__)})" for s in shares]
+        rows.append("| " + " | ".join([task, *told]) + " |")
     return rows
 
 
-def newest() -> list[dict[str, Any]]:
-    """The newest line of each task."""
-    return list({line["task"]: line for line in read_results(SUITE)}.values())
+def newest(*tasks: str) -> list[dict[str, Any]]:
+    """The newest line of each task that was recorded with today's settings."""
+    lines, found = read_results(SUITE), []
+    for task in tasks or TASKS:
+        wanted = definitions(cells_of(task))
+        found += [line for line in lines if (line["task"], line.get("definitions")) == (task, wanted)][-1:]
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
 
 from benchmarks.cells import LABELS, REAL, Cell
@@ -36,7 +35,7 @@ from gasim_ray.evaluation.runs import distil_control, task_of_teacher
 from gasim_ray.evaluation.tasks import TEACHER, Score
 from gasim_ray.report.display import Display
 from gasim_ray.run import Interrupted, continuing, distill, interruptible, knowledge_level
-from gasim_ray.run_folder import RunFolder, write_atomically
+from gasim_ray.run_folder import RunFolder, read_state, write_atomically
 from gasim_ray.teachers import load_teacher
 from gasim_ray.training.classifier import ClassifierTraining, train_classifier
 from gasim_ray.training.command import show
@@ -110,9 +109,13 @@ def record(cell: Cell, sitting: Sitting = ENDLESS) -> dict[str, Any]:
         "command": f"python -m benchmarks.run {cell.suite} "
         f"--only task={cell.task},method={cell.method},seed={cell.seed}" + " --size gpu" * (cell.size == "gpu"),
     }
-    sittings_file(cell).unlink()
-    shutil.rmtree(RunFolder(cell.folder).checkpoint.parent, ignore_errors=True)
     return line
+
+
+def forget_sittings(cell: Cell) -> None:
+    """Remove what the next sitting would go on with, of a cell whose line is kept."""
+    sittings_file(cell).unlink(missing_ok=True)
+    shutil.rmtree(RunFolder(cell.folder).checkpoint.parent, ignore_errors=True)
 
 
 def sittings_file(cell: Cell) -> Path:
@@ -317,7 +320,7 @@ def random_score(folder: str, episodes: int) -> Score:
 def limited(training: ClassifierTraining, folder: Path, left: float) -> ClassifierTraining:
     """The training with a budget of so many seconds beyond what the checkpoint in its folder has spent."""
     state = folder / "checkpoint" / "state.pt"
-    spent = torch.load(state, weights_only=True, map_location="cpu")["seconds"] if state.exists() else 0.0
+    spent = read_state(state)["seconds"] if state.exists() else 0.0
     return replace(training, budget_seconds=spent + max(0.001, left))
 
 

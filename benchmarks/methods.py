@@ -34,13 +34,14 @@ PUBLISHED = {
 
 #: Teachers for which the settings are shown.
 SHOWN = {
-    "vectors": TeacherFacts(ObservationSpec((4,), "float32", "vector", (-1.0,), (1.0,)), batch_norm=False),
-    "images": TeacherFacts(find_source("mnist").spec(), batch_norm=False),
-    "images, teacher with batch normalisation": TeacherFacts(find_source("mnist").spec(), batch_norm=True),
-    "coloured images": TeacherFacts(find_source("cifar10").spec(), batch_norm=False),
-    "coloured images, teacher with batch normalisation": TeacherFacts(find_source("cifar10").spec(), batch_norm=True),
+    "vectors": TeacherFacts(ObservationSpec((4,), "float32", "vector", (-1.0,), (1.0,)), False, 2),
+    "images": TeacherFacts(find_source("mnist").spec(), False, 2),
+    "images, teacher without a hidden dense layer": TeacherFacts(find_source("mnist").spec(), False, 1),
+    "images, teacher with batch normalisation": TeacherFacts(find_source("mnist").spec(), True, 2),
+    "coloured images": TeacherFacts(find_source("cifar10").spec(), False, 1),
+    "coloured images, teacher with batch normalisation": TeacherFacts(find_source("cifar10").spec(), True, 1),
     "a game's frames": TeacherFacts(
-        ObservationSpec((4, 84, 84), "uint8", "CHW", (0.0,), (255.0,), stack=4, skip=4), batch_norm=False
+        ObservationSpec((4, 84, 84), "uint8", "CHW", (0.0,), (255.0,), stack=4, skip=4), False, 2
     ),
 }
 

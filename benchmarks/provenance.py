@@ -17,7 +17,7 @@ from gasim_ray.run_folder import versions
 def provenance() -> dict[str, Any]:
     """What every line says of where, with what and when it was made."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return {"hardware": hardware(), "versions": versions(), "commit": commit(), "date": today}
+    return {"hardware": hardware(), "versions": versions(), "commit": COMMIT, "date": today}
 
 
 def hardware() -> str:
@@ -44,3 +44,7 @@ def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
+
+
+#: Of the code that was loaded, whatever is checked out when a cell ends.
+COMMIT = commit()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell, append_result, current_results, load_suite, matches, suite_names
-from benchmarks.measure import Sitting, Unfinished, evaluation_seconds, limited, record
+from benchmarks.measure import Sitting, Unfinished, evaluation_seconds, forget_sittings, limited, record
 from gasim_ray.actors.ray_workers import connect
 from gasim_ray.core.settings import DEFAULT_SECONDS
 from gasim_ray.errors import UserError, exit_code
@@ -63,13 +63,15 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float, again:
     print(f"{suite}: {len(done)} cells recorded, {len(pending)} to run")
     while pending:
         cell = pending[0]
-        if not cell.has_teacher and sitting.left > POLICY_EVALUATION * bool(cell.training) + PART:
-            make_teacher(cell, sitting.left)
-        if not cell.has_teacher or not has_time_for(cell, sitting):
-            break
         started = time.monotonic()
         try:
+            if not cell.has_teacher and sitting.left > POLICY_EVALUATION * bool(cell.training) + PART:
+                make_teacher(cell, sitting.left)
+            if not cell.has_teacher or not has_time_for(cell, sitting):
+                break
             line = record(cell, sitting)
+            append_result(suite, line)
+            forget_sittings(cell)
         except Unfinished:
             break
         except Exception as error:  # whatever it is, the other cells are not to wait for its mend
@@ -79,7 +81,6 @@ def record_suite(suite: str, only: str, size: str, budget_minutes: float, again:
                 traceback.print_exc()
             failed.append(pending.pop(0).name)
             continue
-        append_result(suite, line)
         score = line.get("ratio", line["student_score"])
         print(f"{cell.name}: {score:.4g} in {time.monotonic() - started:.0f} s; {len(pending) - 1} left", flush=True)
         pending.pop(0)

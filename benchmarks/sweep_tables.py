@@ -78,7 +78,7 @@ def of_kept_trials(line: dict[str, Any]) -> list[str]:
         return ["not measured"] * 2
     trials = pd.read_csv(path)
     finished, objective = trials[trials["state"] == "finished"], line["rank_correlation"]["objective"]
-    sign = 1 if objective == "agreement" else -1
+    sign = -1 if objective in ("regret", "kl") else 1
     of_finished = sign * finished[objective].corr(finished[score_of(trials)], "spearman")
     sources = {str(name).split("/")[1]: trials[name] for name in trials.columns if str(name).startswith("regret/")}
     regret = [combined({source: column[i] for source, column in sources.items()}) for i in range(len(trials))]

@@ -34,7 +34,7 @@ from gasim_ray.evaluation.runs import task_of_teacher
 from gasim_ray.evaluation.tasks import TEACHER
 from gasim_ray.report.display import Display
 from gasim_ray.run import distill
-from gasim_ray.run_folder import RunFolder
+from gasim_ray.run_folder import RunFolder, write_atomically
 from gasim_ray.teachers import load_teacher
 from gasim_ray.tuning.folder import SweepFolder
 from gasim_ray.tuning.run import resume_sweep, run_sweep
@@ -158,14 +158,16 @@ def contenders(sweep: Sweep, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def fresh_score(folder: Path, who: str, tree: Mapping[str, Any], number: int) -> float:
-    """Distil with a fresh seed, unless it was done before, and score the student on the task itself."""
+    """Distil with a fresh seed, unless it was done before so, and score the student on the task itself."""
     place = folder / "fresh" / f"{who.split()[0]}-{number}"
-    if not (place / "score.json").exists():
-        config = build_config(merged(tree, {"seed": FIRST_FRESH_SEED + number, "out": str(place)}))
-        score = scored(config, place)
-        (place / "score.json").write_text(json.dumps(score))
-    value: float = json.loads((place / "score.json").read_text())
-    return value
+    config = build_config(merged(tree, {"seed": FIRST_FRESH_SEED + number, "out": str(place)}))
+    kept = place / "score.json"
+    done = json.loads(kept.read_text()) if kept.exists() else {}
+    if done.get("config") != config.to_yaml():
+        done = {"config": config.to_yaml(), "score": scored(config, place)}
+        write_atomically(kept, json.dumps(done).encode())
+    score: float = done["score"]
+    return score
 
 
 def scored(config: DistillConfig, place: Path) -> float:

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +39,8 @@ SWITCHES, FLAGS = ("--local", "--synchronous", "--elastic"), ("--resume", "--ove
 TUNE_USAGE = """gasim tune SWEEP.yaml [--out DIR] [--overwrite] [--key value ...], or gasim tune --resume DIR
 
 Searches the settings of a distillation. SWEEP.yaml is described in tune_configs/template.yaml; the keys below may also
-be given here. Ctrl-C leaves what --resume goes on from.
+be given here, those of its base with --base before them (--base.teacher teachers/mine). Ctrl-C leaves what --resume
+goes on from.
 
   --out DIR       the sweep's folder, by default sweeps/SWEEP
   --overwrite     replace what is in it
@@ -161,6 +163,14 @@ def comparison_parser(name: str, description: str) -> argparse.ArgumentParser:
 
 def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     """Evaluate runs as the arguments say; table on the terminal, JSON where asked for."""
+    from gasim_ray.storage import local_copy
+
+    with ExitStack() as held:
+        evaluate_runs(places, [held.enter_context(local_copy(place)) for place in places], given)
+
+
+def evaluate_runs(places: Sequence[str], runs: Sequence[Path], given: argparse.Namespace) -> None:
+    """See `print_evaluations`; the folders of the runs that are in these places."""
     from gasim_ray.actors.ray_workers import connect
     from gasim_ray.core.model import load_model
     from gasim_ray.evaluation.compare import evaluate_run
@@ -168,9 +178,7 @@ def print_evaluations(places: Sequence[str], given: argparse.Namespace) -> None:
     from gasim_ray.evaluation.table import evaluation_table
     from gasim_ray.evaluation.video import check_video, save_video
     from gasim_ray.run_folder import RunFolder, saved_config
-    from gasim_ray.storage import local_copy
 
-    runs = [local_copy(place) for place in places]
     measured = (given.env, given.dataset, given.data, given.episodes, given.seed, given.groups)
     tasks = [task_for(Path(saved_config(run).teacher), *measured) for run in runs]
     for run in runs:  # before an earlier one is measured for minutes

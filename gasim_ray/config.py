@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from torch import nn
 
 from gasim_ray import methods
 from gasim_ray.core.device import check_device_name
@@ -280,7 +281,9 @@ def teacher_facts(folder: str) -> methods.TeacherFacts:
     """What presets depend on; the network is built with whatever weights, as random numbers elsewhere stay the same."""
     config = load_config(Path(folder))
     with torch.random.fork_rng(devices=[]):
-        return methods.TeacherFacts(config.observation, Model(config).has_batch_norm)
+        model = Model(config)
+    dense_layers = sum(isinstance(layer, nn.Linear) for layer in model.network.modules())
+    return methods.TeacherFacts(config.observation, model.has_batch_norm, dense_layers)
 
 
 @lru_cache

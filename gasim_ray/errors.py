@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
+
+#: Of a disk or its rights: what a user can mend, wherever a file is written or read.
+OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class UserError(Exception):
@@ -22,12 +26,21 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def exit_code(program: str, work: Callable[[], object], after_interrupt: str = "") -> int:
-    """Do a program's work: 0, or 2 after a UserError and 130 after Ctrl-C, each told in one line on standard error."""
+    """Do a program's work: 0, or 2 after a UserError or what a disk refuses, and 130 after Ctrl-C.
+
+    Each is told in one line on standard error.
+    """
     try:
         work()
     except UserError as error:
         # What it quotes of others' errors may have several lines.
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in OF_DISKS:
+            raise
+        place = error.filename or "a file"
+        print(f"{program}: {place}: {error.strerror}; free some space, or look whose it is", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"{program}: {str(error) or 'interrupted'}{after_interrupt}", file=sys.stderr)

@@ -86,7 +86,9 @@ def distill(
         try:
             display.run = config.run_folder().name
             if state is None:
-                begin(folder, config, overwrite, mirror)
+                held.close()
+                with alone_in(folder.path):  # another process may have begun there meanwhile
+                    begin(folder, config, overwrite, mirror)
                 held.enter_context(alone_in(folder.path))
                 display.note(described_start(student, teacher, config))
             else:

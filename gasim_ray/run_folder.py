@@ -30,9 +30,10 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from gasim_ray.actors.loop import Progress
-from gasim_ray.config import TEACHER_COPY, DistillConfig, build_config, dotted, of_whole, parse_config, plain
+from gasim_ray.config import TEACHER_COPY, DistillConfig, dotted, of_whole, parse_config, plain, teacher_facts
 from gasim_ray.core.model import Model, has_model, load_model, model_files, same_model, save_model
 from gasim_ray.errors import UserError
+from gasim_ray.methods import preset
 from gasim_ray.teachers.folder import replaced_folder
 
 #: Settings that may differ between a run and its continuation.
@@ -159,9 +160,12 @@ def saved_config(run: Path) -> DistillConfig:
 
 
 @contextmanager
-def alone_in(run: Path) -> Iterator[None]:
-    """Hold a run's folder, if there is one, against other processes; raises UserError if one of them has it."""
-    if not (run / "config.yaml").exists():
+def alone_in(run: Path, marker: str = "config.yaml") -> Iterator[None]:
+    """Hold the folder of a run (or of what has the marker), if there is one, against other processes.
+
+    Raises UserError if one of them has it.
+    """
+    if not (run / marker).exists():
         yield
         return
     folder = os.open(run, os.O_RDONLY)
@@ -252,9 +256,10 @@ class RunFolder:
         missing, the one before is taken, with a warning.
         """
         state, before = self.last_state(), self._settings()
-        # A setting that an older version did not have is as it was then: off, though a preset may set it today.
-        preset = build_config({"teacher": config.teacher, "method": config.method})
-        off, usual = (dotted(plain(asdict(c))) for c in (DistillConfig(config.teacher), preset))
+        # Nobody gave what is the preset's, which may have been another when the run began: it keeps its own. A setting
+        # that an older version did not have is as it was then: off.
+        usual = dotted(preset(config.method, teacher_facts(config.teacher)))
+        off = dotted(plain(asdict(DistillConfig(config.teacher))))
         tree, kept = plain(asdict(config)), fixed(config)
         if has_model(self.teacher):
             teacher = Path(kept.pop("teacher"))  # which may lie elsewhere now
@@ -262,7 +267,7 @@ class RunFolder:
                 raise UserError(f"teacher: {teacher} is not the one that the run began with, {self.teacher}; give that")
         for key, value in kept.items():
             was = before.get(key, off[key])
-            if was != value and key not in before and value == usual[key]:
+            if was != value and key in usual and value == plain(usual[key]):
                 section, _, name = key.rpartition(".")
                 (tree[section] if section else tree)[name] = was
             elif was != value:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
@@ -183,15 +184,19 @@ class Mirror:
         self.copied[path] = version
 
 
-def local_copy(run: str) -> Path:
-    """The folder of a run; of one at an address a copy, which is told. Raises UserError if no run is there."""
+@contextmanager
+def local_copy(run: str) -> Iterator[Path]:
+    """The folder of a run; of one at an address a copy, of which is brought back what is new.
+
+    Raises UserError if no run is there.
+    """
     if not is_address(run):
-        return Path(run)
-    mirror = Mirror(run)
-    if not mirror.download():
-        raise UserError(f"out: no run at {run} ({MARKER} is missing)")
-    print(f"{run}: copied to {mirror.folder}, where what is measured is written", file=sys.stderr)
-    return mirror.folder
+        yield Path(run)
+        return
+    with Mirror(run) as mirror:
+        if not mirror.download():
+            raise UserError(f"out: no run at {run} ({MARKER} is missing)")
+        yield mirror.folder
 
 
 def version_of(path: Path) -> tuple[int, int]:

@@ -71,3 +71,23 @@ class Viewed(torch.nn.Module):
         features = self.first(observations)
         answers: torch.Tensor = self.last(features.view(len(features), -1))
         return answers
+
+
+class Named(Chain):
+    """The same layers, which get what they read by its name."""
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        hidden = self.second(input=self.first(input=observations).relu()).relu()
+        answers: torch.Tensor = self.last(input=hidden)
+        return answers
+
+
+class Functional(torch.nn.Module):
+    """A network whose only layer is never called."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(input_shape[0], outputs)
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(observations, self.layer.weight)

@@ -13,9 +13,19 @@ import torch
 from small_suite import declare, started
 
 from benchmarks import cells, measure, pack, run
-from benchmarks.cells import LABELS, REAL, Cell, append_result, current_results, load_suite, read_results
+from benchmarks.cells import (
+    LABELS,
+    REAL,
+    Cell,
+    append_result,
+    current_results,
+    load_suite,
+    read_results,
+    results_path,
+)
 from gasim_ray.config import merged
 from gasim_ray.core.model import load_model
+from gasim_ray.errors import UserError
 from gasim_ray.run_folder import RunFolder
 from gasim_ray.training.classifier import ClassifierTraining, train_classifier
 
@@ -147,6 +157,25 @@ def test_a_cell_that_fails_holds_up_no_other_and_a_recorded_one_is_made_again(
     assert f"small: failed, see above: {by_seed[0].name}" in said.err
 
 
+def test_a_line_that_could_not_be_kept_costs_no_distillation(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, on_cluster: None
+) -> None:
+    declare({**suite, "methods": {"noise": [0]}})
+    with monkeypatch.context() as full:
+        full.setattr(run, "append_result", lambda *_: 1 / 0)
+        assert started(monkeypatch, run, "small") == 2
+    monkeypatch.setattr(measure, "distill", None)  # whoever calls it fails
+    assert started(monkeypatch, run, "small") == 0
+    assert read_results("small")[0]["sittings"] == 2
+
+
+def test_a_line_that_is_not_whole_is_named(suite: dict[str, Any]) -> None:
+    results_path("small").parent.mkdir()
+    results_path("small").write_text('{"task": "a"}\n{"task": "b')
+    with pytest.raises(UserError, match=r"small\.jsonl: line 2 is not whole"):
+        read_results("small")
+
+
 def test_no_cell_is_started_that_would_end_after_the_budget(
     suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_cluster: None
 ) -> None:
@@ -180,6 +209,7 @@ def test_a_cell_that_takes_longer_than_the_budget_goes_on_in_the_next_sitting(
     (cell,) = load_suite("small")
     spent, minutes = list[float](), "0.02" if method == LABELS else "0.03"
     while not read_results("small"):
+        assert len(spent) < 50, "a sitting gets nowhere"
         assert started(monkeypatch, run, "small", "--budget-minutes", minutes) == 0
         if not read_results("small"):
             spent.append(seconds_in(cell))

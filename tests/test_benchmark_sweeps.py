@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import yaml
 from test_tuning_space import sweep_tree
 
 from benchmarks import cells, figures, sweep_tables, sweeps
+from gasim_ray.config import DistillConfig
 from gasim_ray.tuning.sweep import parse_sweep
 
 
@@ -100,6 +102,21 @@ def test_a_figure_of_diversity_is_drawn(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(figures, "ROOT", tmp_path / "benchmarks")
     assert figures.draw_diversity("tiny", sweep_tables.diverse(trials())) == "benchmarks/figures/sweeps-tiny.png"
     assert (tmp_path / "benchmarks" / "figures" / "sweeps-tiny.png").stat().st_size > 5000
+
+
+def test_a_fresh_score_is_made_anew_for_other_settings(
+    tmp_path: Path, vector_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter((1.0, 2.0))
+
+    def scored(config: DistillConfig, place: Path) -> float:
+        place.mkdir(parents=True, exist_ok=True)
+        return next(scores)
+
+    monkeypatch.setattr(sweeps, "scored", scored)
+    tree = tiny.tree(vector_teacher)
+    assert [sweeps.fresh_score(tmp_path, "gasim", tree, 0) for _ in range(2)] == [1.0, 1.0]
+    assert sweeps.fresh_score(tmp_path, "gasim", {**tree, "pool": {"capacity": 3_000}}, 0) == 2.0
 
 
 def test_the_best_and_the_presets_share_teacher_student_and_budget(tmp_path: Path, vector_teacher: Path) -> None:

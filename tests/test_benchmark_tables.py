@@ -161,13 +161,22 @@ def test_a_short_table_shows_what_most_tasks_have(suite: dict[str, Any], monkeyp
     assert "`gasim`" in short
 
 
-def test_distances_are_told_as_multiples_of_the_presets(suite: dict[str, Any]) -> None:
-    for usual in (9.0, 2.0):  # the newer line counts
-        distances = dict(
-            zip(choices.CHOICES, ({"a": usual, "b": 4.0}, {"a": 1.0, "b": 6.0}, {"a": 4.0, "b": 4.0}), strict=True)
-        )
-        cells.append_result("choices", {"task": "pairs", "distances": distances})
-    assert choices.choice_rows()[2:] == ["| pairs | 1.00 (1.50: b) | 1.50 (2.00: a) |"]
+def test_distances_are_told_as_multiples_of_the_first_choice_s(
+    suite: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "TASKS", ("pairs", "other"))
+    monkeypatch.setattr(choices, "cells_of", lambda task: {})
+    monkeypatch.setattr(choices, "definitions", lambda found: {"gasim": "1"})
+    figures = ({"a": 2.0, "b": 4.0}, {"a": 1.0, "b": 6.0}, {"a": 4.0, "b": 4.0})
+    # The newest line counts that is of today's settings.
+    for usual, definition in ((9.0, "1"), (2.0, "1"), (9.0, "2")):
+        distances = dict(zip(choices.CHOICES, ({"a": usual, "b": 4.0}, *figures[1:]), strict=True))
+        line = {"task": "pairs", "distances": distances, "definitions": {"gasim": definition}}
+        cells.append_result("choices", line)
+    assert choices.choice_rows()[2:] == [
+        "| pairs | 1.00 (1.50: b) | 1.50 (2.00: a) |",
+        "| other | not measured | not measured |",
+    ]
 
 
 def test_real_pictures_of_every_mode_lie_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,3 +252,24 @@ def test_the_newest_line_of_a_cell_counts(suite: dict[str, Any]) -> None:
     assert {name: line["student_score"] for name, line in current_results("small").items()} == {
         "cartpole-noise-0": 200.0
     }
+
+
+def test_a_line_of_another_name_counts_while_the_settings_are_the_same(suite: dict[str, Any]) -> None:
+    settings = {"method": "gasim", "pool": {"hard": 0.9}}
+    declare({**suite, "methods": {"trial": [0, 1]}, "variants": {"trial": settings}})
+    recorded("small", "trial", 0, 100.0)
+    recorded("small", "trial", 1, 101.0)
+    adopted = {
+        **suite,
+        "methods": {"gasim": [0, 1]},
+        "variants": {"gasim": settings},
+        "recorded_as": {"gasim": "trial"},
+    }
+    declare(adopted)
+    recorded("small", "gasim", 0, 200.0)
+    assert {name: (line["method"], line["student_score"]) for name, line in current_results("small").items()} == {
+        "cartpole-gasim-0": ("gasim", 200.0),
+        "cartpole-gasim-1": ("gasim", 101.0),
+    }
+    declare({**adopted, "variants": {"gasim": {"method": "gasim", "pool": {"hard": 0.8}}}})
+    assert not current_results("small")

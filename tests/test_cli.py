@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from gasim_ray import cli
 from gasim_ray.config import build_config, known_keys
 from gasim_ray.core.model import Model, load_model, save_model
+from gasim_ray.errors import exit_code
 
 CARTPOLE = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
 
@@ -315,3 +316,10 @@ def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setitem(cli.COMMANDS, "demo", interrupted)
     assert cli.main(["demo"]) == 130
     assert capsys.readouterr().err == "gasim: interrupted\n"
+
+
+def test_a_full_disk_is_one_line_and_a_mistake_of_ours_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("gasim", lambda: Path("/dev/full").write_text("much")) == 2
+    assert capsys.readouterr().err.startswith("gasim: a file: No space left on device; free some space")
+    with pytest.raises(FileNotFoundError):
+        exit_code("gasim", lambda: Path("/nowhere/at/all").read_text())

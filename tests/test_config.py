@@ -132,7 +132,7 @@ def read(vector_teacher: Path, config_file: Callable[..., Path]) -> Callable[...
 @pytest.mark.parametrize("method", list(METHODS))
 def test_the_method_sets_what_nobody_else_sets(method: str, read: Callable[..., DistillConfig]) -> None:
     config = read({"method": method})
-    presets = preset(method, TeacherFacts(tiny.VECTOR, batch_norm=False))
+    presets = preset(method, TeacherFacts(tiny.VECTOR, batch_norm=False, dense_layers=2))
     for section in ("student", "generator", "objective", "pool"):
         found = getattr(config, section)
         default = type(found)()
@@ -170,15 +170,18 @@ def test_a_method_does_not_take_the_place_of_one_whose_settings_would_stay(
 
 
 def test_a_presets_pool_of_large_pictures_is_of_fewer() -> None:
-    facts = TeacherFacts(replace(tiny.GREY, shape=(3, 224, 224)), batch_norm=False)
+    facts = TeacherFacts(replace(tiny.GREY, shape=(3, 224, 224)), batch_norm=False, dense_layers=2)
     assert preset("gasim", facts)["pool"]["capacity"] == 2**32 // (3 * 224 * 224)
-    assert preset("gasim", TeacherFacts(tiny.GREY, batch_norm=False))["pool"]["capacity"] == 200_000
+    assert preset("gasim", TeacherFacts(tiny.GREY, batch_norm=False, dense_layers=2))["pool"]["capacity"] == 200_000
 
 
 def test_the_preset_follows_what_the_teacher_reads(vector_teacher: Path, image_teacher: Path) -> None:
     vector, image = (build_config({"teacher": str(folder)}) for folder in (vector_teacher, image_teacher))
     assert "geometry" in vector.generator.prior
     assert "geometry" not in image.generator.prior
+    # Clusters are sought in what a hidden dense layer reads.
+    assert vector.generator.clusters == 0 < image.generator.clusters
+    assert "clusters" not in preset("gasim", TeacherFacts(tiny.GREY, batch_norm=False, dense_layers=1))["generator"]
 
 
 def test_architectures_are_given_whole(read: Callable[..., DistillConfig]) -> None:

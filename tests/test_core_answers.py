@@ -16,7 +16,7 @@ from gasim_ray.actors.workers import LocalWorkers, make_student
 from gasim_ray.config import build_config
 from gasim_ray.core.answers import COMPARED, answer, answer_loss, answer_parts, check_answers, inner_layers, widths
 from gasim_ray.core.distill import student_loss
-from gasim_ray.core.model import Model, load_config, save_model
+from gasim_ray.core.model import Model, ModelConfig, load_config, save_model
 from gasim_ray.core.settings import StudentSettings
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import load_teacher
@@ -202,3 +202,9 @@ def test_a_value_is_asked_for_from_a_q_teacher(
     assert cli.main(["distill", str(config_file(tree)), "--local=true"]) == 2
     assert "student.value_weight: the teacher answers with q_values alone" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_layer_reads_is_not_asked_of_one_that_is_not_used() -> None:
+    teacher = Model(ModelConfig({"name": "strange:Functional"}, tiny.VECTOR, 3, "logits")).frozen()
+    with pytest.raises(UserError, match=r"^student\.features_weight, .* does not use all its layers"):
+        answer(teacher, torch.zeros(2, 4), StudentSettings(features_weight=1.0))

@@ -24,7 +24,7 @@ from gasim_ray.core.distill import (
     student_loss,
     views,
 )
-from gasim_ray.core.model import Model
+from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.moments import moments
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.seeds import rng
@@ -245,6 +245,15 @@ def test_no_objective_is_needed_where_nothing_is_improved() -> None:
     check_objective(tiny.model(tiny.VECTOR), GeneratorSettings(steps=0), ObjectiveSettings())
 
 
+def test_a_term_of_layers_that_a_teacher_does_not_use_is_refused() -> None:
+    teacher = Model(ModelConfig({"name": "strange:Functional"}, tiny.VECTOR, 3, "logits")).frozen()
+    with pytest.raises(UserError, match=r"^objective\.activation, .*the teacher does not use its output layer"):
+        check_objective(teacher, GeneratorSettings(), ObjectiveSettings(activation=0.1))
+    teacher.network.add_module("norm", nn.BatchNorm1d(4))
+    with pytest.raises(UserError, match=r"^objective\.batch_norm: the teacher does not use its batch-norm layers"):
+        check_objective(teacher, GeneratorSettings(), ObjectiveSettings(batch_norm=0.1))
+
+
 def test_a_student_that_answers_as_its_teacher_loses_nothing() -> None:
     assert student_loss(LOGITS, LOGITS, StudentSettings(logits_weight=1.0)).tolist() == [0.0, 0.0]
 
@@ -289,9 +298,13 @@ def test_views_follow_the_images_and_vectors_have_one(spec: ObservationSpec) -> 
     assert torch.equal(seen[:4], images)
     assert not torch.equal(seen[4:8], images)
     assert not torch.equal(seen[4:8], seen[8:])
-    still = views(images, replace(settings, shift=0, mirror=True), spec, rng("cpu", 1))[4:8]
+    still = views(images, replace(settings, views=9, shift=0, mirror=True), spec, rng("cpu", 1))
     across = 3 if spec.layout == "CHW" else 2
-    assert torch.equal(still, torch.cat([images[:2].flip(across), images[2:]]))
+    for place, image in enumerate(images):
+        further = still[4 + place :: 4]
+        mirrored = [torch.equal(view, image.flip(across - 1)) for view in further]
+        assert {True, False} == set(mirrored)
+        assert all(flipped or torch.equal(view, image) for view, flipped in zip(further, mirrored, strict=True))
     vectors = torch.zeros(4, 4)
     assert views(vectors, settings, tiny.VECTOR, rng("cpu", 1)) is vectors
 

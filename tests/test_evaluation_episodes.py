@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gasim_ray.core.model import Model, ModelConfig
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.errors import UserError
+from gasim_ray.evaluation import episodes
 from gasim_ray.evaluation.compare import chance
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.evaluation.episodes import (
@@ -45,7 +46,17 @@ class Counting(gym.Env):
         return np.full(self.shape, self.count, np.float32), reward, self.count > self.length, False, {}
 
 
+class Breaking(Counting):
+    """Raises at its third step."""
+
+    def step(self, action):
+        if self.count == 3:
+            raise ZeroDivisionError("division by zero")
+        return super().step(action)
+
+
 gym.register("GasimCounting-v0", entry_point=Counting)
+gym.register("GasimBreaking-v0", entry_point=Breaking)
 gym.register("GasimCountingImage-v0", entry_point=Counting, kwargs={"shape": (2, 3, 1)})
 
 
@@ -100,6 +111,17 @@ def test_random_actions_do_not_depend_on_how_many_processes_play(on_cluster):
     spread = evaluate_many({"random": chance(balancer().config)}, "CartPole-v1", 20, 0, {})["random"].returns
     assert spread.tolist() == alone.tolist()
     assert len(set(alone)) > 5
+
+
+def test_what_an_environment_raises_is_one_line():
+    with pytest.raises(UserError, match=r"^env: GasimBreaking-v0 raised ZeroDivisionError: division by zero$"):
+        evaluate_return(counter(), "GasimBreaking-v0", 5, seed=0)
+
+
+def test_an_episode_that_does_not_end_is_told(monkeypatch):
+    monkeypatch.setattr(episodes, "MOST_STEPS", 5)
+    with pytest.raises(UserError, match=r"^env: an episode of GasimCounting-v0 has not ended after 5 steps; register"):
+        evaluate_return(counter(), "GasimCounting-v0", 5, seed=0)
 
 
 def test_short_episodes_are_not_favoured():

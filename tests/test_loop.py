@@ -156,6 +156,16 @@ def test_a_run_that_goes_on_with_other_actors_gives_no_order_twice(config: Calla
     assert loop.next_order == loop.first_order == [7, 7, 7]
 
 
+def test_generators_that_begin_anew_are_not_counted_down(config: Callable[..., DistillConfig]) -> None:
+    given = config(local=True, generator={"kind": "network", "reset_every": 2, "latent": 4})
+    loop = Loop(LocalWorkers(load_teacher(given.teacher), given), given, lambda: False, lambda loop: None)
+    state = loop.state_dict()
+    before = {"generations": {(0, 0): 50, (1, 0): 50}, "progress": {**state["progress"], "reinitialisations": 100}}
+    loop.load_state_dict({**state, **before})
+    # Ten rounds, of which each generator's first life has two orders.
+    assert loop.run().reinitialisations == 100 + 2 * 4
+
+
 def test_the_running_mean_starts_at_the_first_value() -> None:
     assert mixed(float("nan"), 3.0) == 3.0
     assert mixed(1.0, 3.0) == pytest.approx(1.1)

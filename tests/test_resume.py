@@ -140,6 +140,10 @@ def test_a_run_of_an_older_version_goes_on_without_what_a_preset_sets_today(
     assert cli.main(["distill", str(run), "--resume", "--budget.student_steps=60"]) == 0
     assert saved_config(run).generator.views == 1
     assert rows_of(run)[-1]["student_steps"] == 60
+    # By the command that began it, too, if nobody gave what the preset had; what somebody gives has to be the run's.
+    assert cli.main(["distill", str(config), "--resume", "--budget.student_steps=80"]) == 0
+    assert (saved_config(run).generator.views, rows_of(run)[-1]["student_steps"]) == (1, 80)
+    assert cli.main(["distill", str(config), "--resume", "--generator.views=2"]) == 2
 
 
 def test_a_job_that_is_tried_again_goes_on_or_begins(

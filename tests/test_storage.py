@@ -126,16 +126,20 @@ def test_a_run_is_replaced_by_one_of_the_teacher_that_it_alone_holds(
     assert same_model(there / "teacher", vector_teacher)
 
 
-def test_a_run_at_an_address_is_copied_to_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_at_an_address_is_copied_to_be_read_and_gets_what_is_measured(tmp_path: Path) -> None:
     with Mirror(f"file://{tmp_path}/run") as mirror:
         (mirror.folder / "config.yaml").write_text("seed: 0")
         mirror.begin()
-    copy = local_copy(f"file://{tmp_path}/run")
-    assert (copy / "config.yaml").read_text() == "seed: 0"
-    assert f"copied to {copy}" in capsys.readouterr().err
-    assert local_copy(str(tmp_path)) == tmp_path
-    with pytest.raises(UserError, match="no run at"):
-        local_copy(f"file://{tmp_path}/other")
+    with local_copy(f"file://{tmp_path}/run") as copy:
+        assert (copy / "config.yaml").read_text() == "seed: 0"
+        (copy / "controls").mkdir()
+        (copy / "controls" / "one").write_text("measured")
+    assert (tmp_path / "run" / "controls" / "one").read_text() == "measured"
+    assert not copy.exists()
+    with local_copy(str(tmp_path)) as folder:
+        assert folder == tmp_path
+    with pytest.raises(UserError, match="no run at"), local_copy(f"file://{tmp_path}/other"):
+        pass
 
 
 def test_what_overwrite_replaces_is_a_run(address: str) -> None:

@@ -18,13 +18,13 @@ from conftest import REPOSITORY, Gasim, marking
 from small_sweep import Write, run_tune, sweep_tree
 
 from gasim_ray import cli
-from gasim_ray.core.model import load_model
+from gasim_ray.core.model import Model, ModelConfig, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.teachers import load_teacher
 from gasim_ray.tuning.analysis import importances, in_words, study_of
 from gasim_ray.tuning.folder import SweepFolder
 from gasim_ray.tuning.results import TrialResult, best_of, table_of, unfinished, write_results
-from gasim_ray.tuning.run import check_shared, hosts_without
+from gasim_ray.tuning.run import check_room, check_shared, hosts_without, largest
 from gasim_ray.tuning.space import parse_space, random_settings
 from gasim_ray.tuning.sweep import Sweep, ValidationSettings
 from gasim_ray.tuning.validation import Validation, balanced, combined, make_validation
@@ -120,6 +120,42 @@ def test_a_folder_that_a_host_does_not_see_is_told(
         check_shared(tmp_path / "new")
 
 
+def test_a_teacher_that_a_host_does_not_see_is_told(
+    on_cluster: None,
+    tmp_path: Path,
+    vector_teacher: Path,
+    config_file: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "gasim_ray.tuning.run.hosts_without", lambda file: ["10.0.0.2"] if file.name == "config.json" else []
+    )
+    assert cli.main(["tune", str(config_file(sweep_tree(vector_teacher))), "--out", str(tmp_path / "out")]) == 2
+    assert f"teacher: {vector_teacher} is not on 10.0.0.2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_device_that_is_searched_has_room(on_cluster: None, vector_teacher: Path) -> None:
+    space = {"device": {"choice": ["cpu", "cuda"]}, "generator.actors": {"integer": [1, 2]}}
+    sweep = Sweep(**sweep_tree(vector_teacher, space=space, validation=ValidationSettings()))
+    here, elsewhere = largest(sweep.tree(), sweep.dimensions())
+    assert [(tree["device"], tree["generator"]["actors"]) for tree in (here, elsewhere)] == [("cpu", 2), ("cuda", 2)]
+    check_room(here)
+    with pytest.raises(UserError, match=r"may reserve 1 GPU where the cluster has 0; .*, or leave cuda out of device"):
+        check_room(elsewhere)
+
+
+def test_a_sweep_whose_time_is_over_is_told_so(
+    on_cluster: None, tmp_path: Path, vector_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = SweepFolder(tmp_path / "swept")
+    files.begin(Sweep(**sweep_tree(vector_teacher, seconds=5.0, validation=ValidationSettings())), overwrite=False)
+    files.over.touch()
+    assert cli.main(["tune", "--resume", str(files.path)]) == 0
+    assert "its 5.0 seconds are over" in capsys.readouterr().err
+
+
 def test_a_sweep_does_not_leave_the_learner_s_place_unheeded(
     vector_teacher: Path, config_file: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +208,7 @@ def test_what_is_in_a_folder_is_not_lost(tmp_path: Path, vector_teacher: Path) -
     SweepFolder(tmp_path / "a").begin(sweep, overwrite=True)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").touch()
+    (tmp_path / "b" / "sweep.yaml").touch()  # of the user's own
     with pytest.raises(UserError, match="something else than a sweep"):
         SweepFolder(tmp_path / "b").begin(sweep, overwrite=True)
 
@@ -234,6 +271,18 @@ def test_the_teacher_itself_has_full_agreement_and_an_untrained_student_less(vec
     assert worse["regret"] > 0
     restored = Validation.from_state(validation.state_dict())
     assert restored.score(teacher) == perfect
+
+
+def test_of_a_teacher_that_a_method_does_not_fit_there_is_validation_all_the_same(tmp_path: Path) -> None:
+    # Of fewer units than elements, which `gasim`'s geometry does not take.
+    narrow = Model(ModelConfig({"name": "mlp", "hidden": [3]}, tiny.VECTOR, 2, "logits")).frozen()
+    save_model(narrow, tmp_path)
+    said = list[str]()
+    settings = ValidationSettings(observations=32, student_steps=4)
+    validation = make_validation(tiny.tree(tmp_path), settings, seed=0, say=said.append)
+    assert set(validation.observations) == {"uniform", "gaussian", "gas", "dafl"}
+    assert any(line.startswith("validation: without gasim, which this teacher does not fit") for line in said)
+    assert validation.score(narrow)["agreement"] == 1
 
 
 def test_validation_is_the_same_for_the_same_seed_alone(vector_teacher: Path) -> None:

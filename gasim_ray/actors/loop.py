@@ -87,7 +87,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.next_order = [0] * self.config.generator.actors
-        #: Of each actor's generators.
+        #: Of each actor's generators, as it last told.
         self.generations: dict[tuple[int, int], int] = {}
         self.answered: set[int] = set()
         self.busy = 0.0
@@ -192,8 +192,10 @@ class Loop:
         self.held[actor] += 1
         self.answered.add(actor)
         self.heard[actor] = time.monotonic()
-        self.generations[info.actor, info.generator] = info.generation
         p = self.progress
+        # An actor that was replaced counts from 0 again.
+        p.reinitialisations += max(0, info.generation - self.generations.get((info.actor, info.generator), 0))
+        self.generations[info.actor, info.generator] = info.generation
         p.agreement = mixed(p.agreement, info.agreement)
         p.teacher_seconds = mixed(p.teacher_seconds, info.teacher_seconds)
         p.actors_alive = len(self.answered)
@@ -237,7 +239,6 @@ class Loop:
             self.held[actor] -= 1
             p.observations += info.count
             p.staleness = mixed(p.staleness, p.student_steps - info.student_step)
-        p.reinitialisations = sum(self.generations.values())
 
     def _finish_updates(self, answers: list[Answer]) -> None:
         for answer in answers:

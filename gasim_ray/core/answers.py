@@ -41,6 +41,11 @@ def answer_parts(model: Model, observations: Tensor, settings: StudentSettings) 
             values = [value.unsqueeze(1)]
         else:
             outputs, values = model(observations), []
+    if any(part.dim() < 2 for part in read):
+        raise UserError(
+            "student.features_weight, student.layers_weight: the network does not use all its layers as PyTorch's "
+            "modules are used; set both to 0"
+        )
     return [policy_logits(outputs, model.config.output_scale), *values, *read]
 
 
@@ -71,9 +76,7 @@ def read_by(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     read, kept = [torch.empty(0)] * len(layers), {id(layer): place for place, layer in enumerate(layers)}
 
     def keep(layer: nn.Module, inputs: Any) -> None:
-        flat = inputs[0].flatten(1).float()
-        size = flat.shape[1]
-        read[kept[id(layer)]] = flat if size <= COMPARED else flat.index_select(1, compared(size, flat.device))
+        read[kept[id(layer)]] = some_of(inputs[0])
 
     hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
     try:
@@ -81,6 +84,13 @@ def read_by(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def some_of(read: Tensor) -> Tensor:
+    """What a layer read (N, ...) as float32 (N, at most COMPARED)."""
+    flat = read.flatten(1).float()
+    size = flat.shape[1]
+    return flat if size <= COMPARED else flat.index_select(1, compared(size, flat.device))
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
@@ -9,19 +10,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from gasim_ray.core.model import Model
+from gasim_ray.core.answers import some_of
+from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.objectives import divergence
 from gasim_ray.core.outputs import policy_logits
 from gasim_ray.core.prior import Prior
-from gasim_ray.core.prune import layers_of, with_layer_inputs
+from gasim_ray.core.prune import with_layer_inputs
 from gasim_ray.errors import UserError
 
-#: Share of the candidates, the most decided for an action, among which clusters are sought.
+#: Share of the candidates, the most decided for an action, among which clusters are sought; an even share, if less.
 MOST_DECIDED = 0.1
 #: Numbers that candidates take up at once, a gigabyte.
 MOST_NUMBERS = 2**28
 #: Times that clusters' centres are moved.
 ITERATIONS = 8
+#: Observations of which each must be one row of what a layer reads.
+TRIED = 7
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,16 @@ class Chosen(Prior):
     the first layer: that tells which of several priors resembles the data. Observation i of a sample has, among
     `candidates` times as many, one of the greatest outputs for action i modulo the number of actions.
 
-    With `alignment` what also counts, to that power, is the gain of the last dense layer but one (the last,
+    With `alignment` what also counts, to that power, is the gain of the last hidden dense layer (the last,
     where there is no other): the squared norm of what it answers, without bias, over that of what it reads. Own: its
     weights have grown along what it was trained on, which so excites it more than anything else of the same strength.
 
-    With `clusters` as many are taken of each of so many clusters (k-means) of the directions of what that layer reads,
-    among the most decided tenth for an action. Own: where an action has many kinds of observations, the most decided
-    or aligned are of a few of them alone.
+    With `clusters` as many are taken of each of so many clusters (k-means; no more than there are observations to take)
+    of the directions of what that layer reads, among the most decided tenth for an action. Own: where an action has
+    many kinds of observations, the most decided or aligned are of a few of them alone.
 
-    Raises UserError if there is alignment or a number of clusters, and the teacher has no dense layer.
+    Raises UserError if the teacher has no layer that tells this, of which only convolutions and dense ones count that
+    read one thing for each observation.
     """
 
     def __init__(
@@ -61,68 +66,96 @@ class Chosen(Prior):
         super().__init__(teacher, prior.device)
         self.prior, self.teacher, self.knowledge = prior, teacher.to(prior.device), prior.knowledge
         self.candidates, self.alignment, self.clusters = candidates, alignment, clusters
-        for name, asked in (("alignment", alignment), ("clusters", clusters)):
-            if asked and not any(isinstance(layer, nn.Linear) for layer in layers_of(teacher)):
-                raise UserError(f"generator.{name}: {asked}, but the teacher has no dense layer; set it to 0")
+        reading = readers(self.teacher, prior.device)
+        dense = [layer for layer in reading if isinstance(layer, nn.Linear)]
+        for name, asked, kind, found in (
+            ("candidates", candidates, "layer", reading),
+            ("alignment", alignment, "dense layer", dense),
+            ("clusters", clusters, "dense layer", dense),
+        ):
+            if asked and not found:
+                raise UserError(
+                    f"generator.{name}: {asked}, but the teacher has no {kind} that reads each observation; set it to 0"
+                )
+        #: What reads the first layer's answers, and the last hidden dense layer.
+        self.second, self.hidden = reading[:2][-1], last_hidden(dense, teacher)
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """See Prior."""
+        """See Prior; fewer observations than actions are for some of them, drawn at random."""
         actions = self.teacher.config.actions
+        taken = torch.arange(actions)
+        if count < actions:
+            taken = torch.randperm(actions, generator=generator, device=generator.device)[:count]
         part = actions * max(1, MOST_NUMBERS // (actions * self.candidates * prod(self.spec.shape)))
-        return torch.cat([self._choose(min(part, count - done), generator) for done in range(0, count, part)])
+        parts = [min(part, count - done) for done in range(0, count, part)]
+        return torch.cat([self._choose(number, taken.tolist(), generator) for number in parts])
 
-    def _choose(self, count: int, generator: torch.Generator) -> Tensor:
+    def _choose(self, count: int, actions: Sequence[int], generator: torch.Generator) -> Tensor:
         drawn = self.prior.sample(count * self.candidates, generator)
         answered = self.answered(drawn)
-        actions = answered.score.shape[1]
-        each = ceil(count / actions)
+        each = ceil(count / len(actions))
         if self.clusters:
-            best = torch.stack([self._of_each_cluster(answered, a, each, generator) for a in range(actions)], dim=1)
+            best = torch.stack([self._of_each_cluster(answered, a, each, generator) for a in actions], dim=1)
         else:
-            best = answered.score.topk(each, dim=0).indices
+            best = answered.score[:, list(actions)].topk(each, dim=0).indices
         return drawn[best.flatten()[:count]]
 
     def answered(self, observations: Tensor) -> Answered:
         """What the teacher makes of observations (N, *spec.shape)."""
-        # What all layers read is let go of part by part: together it would fill gigabytes.
+        # What layers read is let go of part by part: together it would fill gigabytes.
         parts = [self._look_at(part) for part in torch.split(observations, 1024)]
         outputs, excitement, gain, features = (torch.cat(figures) for figures in zip(*parts, strict=True))
         decided: Tensor = policy_logits(outputs, 1.0) / (excitement + 0.1 * excitement.median()).clamp_min(1e-6)
+        check_finite(decided, "teacher")
         return Answered(decided, torch.where(decided > 0, decided * gain, decided / gain), features)
 
     def _look_at(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Outputs (N, actions), excitement of the first layer (N, 1), the gain to its power (N, 1), and features."""
-        outputs, read = with_layer_inputs(self.teacher, observations)
-        excitement = list(read.values())[:2][-1].flatten(1).norm(dim=1).unsqueeze(1)
+        hidden = [self.hidden] if self.hidden and (self.alignment or self.clusters) else []
+        outputs, read = with_layer_inputs(self.teacher, observations, list({self.second, *hidden}))
+        excitement = read[self.second].flatten(1).norm(dim=1).unsqueeze(1)
         gain, features = torch.ones_like(excitement), excitement[:, :0]
-        if self.alignment:
-            gain = hidden_gain(read).unsqueeze(1).clamp_min(1e-6) ** self.alignment
-        if self.clusters:
-            features = F.normalize(read[last_hidden(read)].float().flatten(1), dim=1)
+        for layer in hidden:
+            if self.alignment:
+                gain = gain_of(layer, read[layer]).unsqueeze(1).clamp_min(1e-6) ** self.alignment
+            if self.clusters:
+                features = F.normalize(some_of(read[layer]), dim=1)
         return outputs, excitement, gain, features
 
     def _of_each_cluster(self, answered: Answered, action: int, count: int, rng: torch.Generator) -> Tensor:
         """Places (count,) of those to take for an action: the best of each cluster, the next best of each, and on."""
         decided, score = answered.decided[:, action], answered.score[:, action]
-        pool = decided.topk(max(count, int(MOST_DECIDED * len(decided)))).indices
+        share = min(MOST_DECIDED, 1 / answered.score.shape[1])
+        pool = decided.topk(max(count, int(share * len(decided)))).indices
         pool = pool[score[pool].argsort(descending=True)]
-        member = F.one_hot(k_means(answered.features[pool], self.clusters, rng))
+        member = F.one_hot(k_means(answered.features[pool], min(self.clusters, count), rng))
         rank = (member.cumsum(0) * member).sum(1)
         return pool[rank.argsort(stable=True)[:count]]
 
 
-def last_hidden(read: dict[nn.Module, Tensor]) -> nn.Linear:
-    """The last dense layer but one, or the only one, of layers in the order in which they read something."""
-    return [layer for layer in read if isinstance(layer, nn.Linear)][-2:][0]
+@torch.no_grad()
+def readers(model: Model, device: torch.device) -> list[nn.Module]:
+    """The convolutions and dense layers that read one thing for each observation, in the order in which they do."""
+    spec = model.config.observation
+    tried = torch.zeros((TRIED, *spec.shape), dtype=spec.torch_dtype, device=device)
+    read = with_layer_inputs(model, tried)[1]
+    return [layer for layer, inputs in read.items() if len(inputs) == TRIED]
 
 
-def hidden_gain(read: dict[nn.Module, Tensor]) -> Tensor:
-    """See Chosen: (N,), from what each layer read, in the order in which they did."""
-    hidden = last_hidden(read)
-    inputs = read[hidden].float()
-    answered = inputs @ hidden.weight.float().T
-    return answered.flatten(1).square().sum(1) / inputs.flatten(1).square().sum(1).clamp_min(1e-12)
+def last_hidden(dense: Sequence[nn.Linear], model: Model) -> nn.Linear | None:
+    """Of dense layers in the order in which they read the one before that which answers, or this if there is no other;
+    None of none.
+    """
+    outputs = model.config.actions + model.config.value
+    answering = [place for place, layer in enumerate(dense) if layer.out_features == outputs]
+    return dense[max(0, [len(dense) - 1, *answering][-1] - 1)] if dense else None
+
+
+def gain_of(layer: nn.Linear, read: Tensor) -> Tensor:
+    """See Chosen: (N,), of what a layer read (N, ..., inputs)."""
+    answered = read.float() @ layer.weight.float().T
+    return answered.flatten(1).square().sum(1) / read.float().flatten(1).square().sum(1).clamp_min(1e-12)
 
 
 def k_means(points: Tensor, clusters: int, rng: torch.Generator) -> Tensor:

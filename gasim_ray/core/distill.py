@@ -110,8 +110,11 @@ def generator_loss(
 
 def check_objective(teacher: Model, generator: GeneratorSettings, settings: ObjectiveSettings) -> None:
     """Raise UserError if a term needs what the teacher lacks, or if generators are to improve and every term is 0."""
-    with recorded(teacher, settings):
-        pass
+    spec, bf16 = teacher.config.observation, teacher.bf16
+    teacher.bf16 = False  # which is for a GPU perhaps, and this is a CPU
+    with torch.no_grad(), recorded(teacher, settings):
+        teacher(torch.zeros((2, *spec.shape), dtype=spec.torch_dtype))
+    teacher.bf16 = bf16
     if settings.total_variation and not teacher.config.observation.is_image:
         raise UserError("objective.total_variation: the teacher reads vectors, not images; set it to 0")
     if settings.contrastive and not teacher.config.observation.is_image:
@@ -164,7 +167,7 @@ class Record:
 def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
     """Record what the switched-on terms need of the teacher's next forward pass.
 
-    Raises UserError if batch-norm statistics are asked for and the teacher stores none.
+    Raises UserError if batch-norm statistics are asked for and the teacher stores none, or the pass uses no such layer.
     """
     record, hooks = Record(), []
 
@@ -185,6 +188,13 @@ def recorded(teacher: Model, settings: ObjectiveSettings) -> Iterator[Record]:
         hooks += [layer.register_forward_pre_hook(keep_statistics) for layer in layers]
     try:
         yield record
+        if (settings.activation or settings.contrastive) and record.features.dim() < 2:
+            raise UserError(
+                "objective.activation, objective.contrastive: the teacher does not use its output layer as "
+                "PyTorch's modules are used; set them to 0"
+            )
+        if settings.batch_norm and not record.statistics:
+            raise UserError("objective.batch_norm: the teacher does not use its batch-norm layers; set it to 0")
     finally:
         for hook in hooks:
             hook.remove()
@@ -209,8 +219,14 @@ def views(observations: Tensor, settings: GeneratorSettings, spec: ObservationSp
     images = spec.channels_first(observations)
     further = [shifted(images, settings.shift, rng) for _ in range(settings.views - 1)]
     if settings.mirror:
-        further = [torch.cat([half.flip(3), rest]) for half, rest in (view.tensor_split(2) for view in further)]
+        further = [half_mirrored(view, rng) for view in further]
     return spec.arranged(torch.cat([images, *further]))
+
+
+def half_mirrored(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Images (N, channels, height, width), each as it is or its mirror image, by chance."""
+    coin = torch.rand((len(images), 1, 1, 1), generator=rng, device=rng.device).to(images.device) < 0.5
+    return torch.where(coin, images.flip(3), images)
 
 
 def shifted(images: Tensor, most: int, rng: torch.Generator) -> Tensor:

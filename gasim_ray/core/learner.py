@@ -16,6 +16,7 @@ from gasim_ray.core.model import Model
 from gasim_ray.core.pool import Pool
 from gasim_ray.core.seeds import rng
 from gasim_ray.core.settings import PoolSettings, StudentSettings
+from gasim_ray.errors import UserError
 
 #: Tells the learner's random streams from those of actors, whose second key is their number.
 LEARNER_KEY = 2**31
@@ -54,7 +55,8 @@ class Learner:
     def update(self, progress: float, *batches: SyntheticBatch) -> tuple[LearnerReport, StudentWeights]:
         """Put the batches into the pool and take the settings' student steps for each; for none, as for one.
 
-        A batch that is not what a generator should make is refused, which the report tells.
+        A batch that is not what a generator should make is refused, which the report tells. Raises UserError if the
+        student's loss is finite no more.
 
         progress: share of the budget that is spent, 0 to 1; sets the learning rate and how much of the replay is hard.
         """
@@ -72,6 +74,11 @@ class Learner:
                 self.pool.add(*self.newest)
             losses += [self._step(hard) for _ in range(self.settings.steps)]
         loss = float(torch.stack(losses).mean()) if losses else float("nan")
+        if losses and not math.isfinite(loss):
+            raise UserError(
+                f"student.learning_rate: with {self.settings.learning_rate} the student's loss is {loss} after "
+                f"{self.steps} steps; give a smaller one"
+            )
         seconds = time.perf_counter() - started
         return LearnerReport(self.steps, loss, len(self.pool), seconds, tuple(refused)), self.weights()
 
@@ -124,6 +131,10 @@ class Learner:
         """Inverse of `state_dict`."""
         self.student.network.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
+        for parameter, moments in self.optimiser.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                # In the parameter's own memory format, whatever a checkpoint made of it: fused Adam goes by that.
+                moments[name] = torch.empty_like(parameter).copy_(moments[name])
         self.pool.load_state_dict(state["pool"])
         self.steps, newest = state["steps"], state["newest"]
         self.newest = None if newest is None else (newest[0].to(self.device), newest[1].to(self.device))

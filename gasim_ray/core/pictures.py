@@ -46,7 +46,7 @@ def brightness(spec: ObservationSpec) -> float:
 class Pictures(Prior):
     """What smooth random fields are made into: pictures as bright as the teacher's normaliser says (generic).
 
-    Raises UserError for a vector teacher.
+    Raises UserError for a vector teacher, and for pictures one pixel high or wide.
     """
 
     knowledge: Knowledge = "generic"
@@ -57,6 +57,8 @@ class Pictures(Prior):
         super().__init__(teacher, device)
         if not self.spec.is_image:
             raise UserError("generator.prior: pictures are for images; a vector teacher takes 'geometry' or 'uniform'")
+        if min(self.spec.network_shape[1:]) < 2:
+            raise UserError(f"generator.prior: pictures have no shape in {list(self.spec.shape)}; give 'uniform'")
         #: Mean brightness within the bounds, 0 to 1.
         self.brightness = brightness(self.spec)
         # An object that differs in brightness by t from its ground on a share s of the pixels has mean s t and mean

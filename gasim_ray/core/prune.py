@@ -7,6 +7,7 @@ invented observations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -92,7 +93,9 @@ def cut_down(teacher: Model, student: Model, observations: Tensor) -> None:
     Both are on the CPU, and nothing stands in the way (`prune_obstacle`). The student answers with policy logits,
     whatever the teacher's outputs are, and may have another normaliser; clipping by the teacher's is not carried over.
     """
+    bf16, teacher.bf16 = teacher.bf16, False
     inputs = list(with_layer_inputs(teacher, observations)[1].values())
+    teacher.bf16 = bf16
     wide, narrow = layers_of(teacher), layers_of(student)
     mixing, offset = normaliser_change(teacher, student)
     for index, (big, small) in enumerate(zip(wide, narrow, strict=True)):
@@ -128,14 +131,17 @@ def by_unit(layer: Layer, units: int) -> Tensor:
     return layer.weight.reshape(layer.weight.shape[0], units, -1)
 
 
-def with_layer_inputs(model: Model, observations: Tensor) -> tuple[Tensor, dict[nn.Module, Tensor]]:
-    """The model's outputs, and what each layer read, (N, ...), in the order in which they did."""
+def with_layer_inputs(
+    model: Model, observations: Tensor, layers: Sequence[nn.Module] | None = None
+) -> tuple[Tensor, dict[nn.Module, Tensor]]:
+    """The model's outputs, and what each of these layers (by default all) first read, (N, ...), in that order."""
     found: dict[nn.Module, Tensor] = {}
 
-    def keep(layer: nn.Module, inputs: Any) -> None:
-        found[layer] = inputs[0]
+    def keep(layer: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        found.setdefault(layer, [*inputs, *named.values()][0])
 
-    hooks = [layer.register_forward_pre_hook(keep) for layer in layers_of(model)]
+    asked = layers_of(model) if layers is None else layers
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in asked]
     try:
         return model(observations), found
     finally:

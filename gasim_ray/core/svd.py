@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gasim_ray.core.distill import last_dense
 from gasim_ray.core.model import Model
 from gasim_ray.core.outputs import log_policy
 from gasim_ray.core.prune import layers_of, rows_read, window
@@ -98,7 +99,7 @@ def factor(teacher: Model, student: Model, observations: Tensor | None = None, v
     for name, tensor in given.items():
         filled[name].copy_(tensor[: len(filled[name])] if tensor.dim() else tensor)
     with torch.no_grad():
-        for parameter in list(student.network.parameters())[-2:]:
+        for parameter in last_dense(student).parameters():
             parameter.div_(teacher.config.output_scale)
 
 

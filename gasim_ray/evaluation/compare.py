@@ -118,6 +118,10 @@ def evaluate_run(run: Path, task: Task, distil: Distil | None) -> Evaluation:
     folder.write_summary(
         {
             **summary,
+            "evaluated": {
+                **{name: getattr(task, name) for name in ("name", "episodes", "seed") if hasattr(task, name)},
+                "observations": evaluation.observations,
+            },
             "metric": evaluation.metric,
             "teacher_score": scores[TEACHER],
             "student_score": scores[STUDENT],

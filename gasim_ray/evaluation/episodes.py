@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+from ray.exceptions import RayError
 from ray.util import ActorPool
 
 from gasim_ray.actors.resources import RELEASE_SECONDS, free_nodes
@@ -30,6 +32,8 @@ from gasim_ray.errors import UserError
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.environments import channel_axis, check_environment, frame_shape, make_environments
 
+#: Steps after which an episode is taken for endless.
+MOST_STEPS = 1_000_000
 #: A game has ended if the latest so many steps, a minute, showed less than so many different pictures. A greedy policy
 #: would go on for the half hour that a game may take: in Breakout one that never serves moves nothing but its paddle.
 STILL_STEPS, STILL_PICTURES = 900, 90
@@ -147,9 +151,16 @@ class _Play:
         while (self.playing >= 0).any():
             yield
             active = self.playing >= 0
-            frames, rewards, terminated, truncated, _ = self.environments.step(self._actions())
+            actions = self._actions()
+            with self._told():
+                frames, rewards, terminated, truncated, _ = self.environments.step(actions)
             self.returns[self.playing[active]] += rewards[active]
             self.lengths[self.playing[active]] += 1
+            if self.lengths.max() > MOST_STEPS:
+                raise UserError(
+                    f"env: an episode of {self.env_id} has not ended after {MOST_STEPS:,} steps; register it with "
+                    "max_episode_steps"
+                )
             self.fruitless = np.where(rewards == 0, self.fruitless + 1, 0)
             self._see(frames, ~(terminated | truncated))
             ended = terminated | truncated | self._waits()
@@ -165,12 +176,21 @@ class _Play:
                 source = np.random.SeedSequence((self.seed, self.episodes[self.playing[slot]]))
                 seeds[slot] = int(source.generate_state(1)[0])
                 self.keys[slot] = np.random.default_rng(source.spawn(1)[0])
-        frames, _ = self.environments.reset(seed=seeds, options=None if first else {"reset_mask": free})
+        with self._told():
+            frames, _ = self.environments.reset(seed=seeds, options=None if first else {"reset_mask": free})
         for slot in np.flatnonzero(free):
             self.shown[slot].clear()
         self.fruitless[free] = 0
         self.stacks[free] = 0  # RLlib and Stable-Baselines3 both fill the frames before the first with zeros
         self._see(frames, free)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raise UserError for whatever an environment of the user's raises."""
+        try:
+            yield
+        except Exception as error:
+            raise UserError(f"env: {self.env_id} raised {type(error).__name__}: {error}") from error
 
     def _see(self, frames: Observations, slots: npt.NDArray[np.bool_]) -> None:
         """Push a new frame onto the stacks of these slots; newest last."""
@@ -274,6 +294,9 @@ def evaluate_many(
         results = list(
             pool.map(lambda actor, o: actor.play.remote(references[o[0]], o[1], seed, keep.get(o[0], 0)), orders)
         )
+    except RayError as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"episodes: a process that plays was lost ({why[:200]}); try again") from error
     finally:
         for actor in actors:
             ray.kill(actor)

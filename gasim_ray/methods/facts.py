@@ -23,6 +23,8 @@ class TeacherFacts:
     observation: ObservationSpec
     #: Whether it stores the statistics of batch normalisation.
     batch_norm: bool
+    #: How many dense layers it has; of several the last but one is the last hidden one.
+    dense_layers: int
 
     @property
     def coloured(self) -> bool:

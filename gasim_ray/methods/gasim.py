@@ -4,12 +4,12 @@ Vectors start from what the teacher's weights tell of its data, its geometry (co
 games start from drawings, which are knowledge of pictures (`generic`). Images start from lines, shapes and leaves amid
 an empty ground, of which are taken those that the teacher answers most decidedly, as many for each class; an order
 keeps them and moves copies a few steps towards a class drawn at random, past what lies between two classes, and to
-where teacher and student disagree. In colours they start from textured leaves that fill the frame and are moved
-further, to the teacher's batch-norm statistics too. For grey pictures of classes that hold one kind of thing each,
-`generator.candidates` 24 with `generator.alignment` 4.0 bring Fashion-MNIST nearer; of classes of several kinds that
-choice leaves kinds out, so the preset is without (`gasim-aligned` in benchmarks/README.md). A game's frames start from
-scenes in motion and stay as they are. Every order draws a fresh batch, so each is a re-initialisation. Several actors
-may differ in all of this (`actor_settings`); on two cores two make fewer observations a second than one does.
+where teacher and student disagree. Of grey ones, where the teacher has a hidden dense layer, those are taken that it,
+too, answers strongly, which come nearer to classes that look alike, and as many of each of some clusters in what it
+reads, so that no kind is left out where a class holds several. In colours they start from textured leaves that fill the
+frame and are moved further, to the teacher's batch-norm statistics too. A game's frames start from scenes in motion and
+stay as they are. Every order draws a fresh batch, so each is a re-initialisation. Several actors may differ in all of
+this (`actor_settings`); on two cores two make fewer observations a second than one does.
 
 The student replays a pool; one of images or games starts as the teacher cut down to its size where that fits
 (core.prune, core.slim, core.svd).
@@ -38,14 +38,16 @@ def vector_preset() -> Tree:
 
 
 def image_preset(teacher: TeacherFacts) -> Tree:
-    """Grey pictures: lines, shapes and dead leaves amid an empty ground that the teacher answers decidedly, and what a
-    few steps make of them. Coloured ones: leaves that fill the frame, moved until each is of a class drawn at random
-    and all together have the statistics that a teacher with batch normalisation has stored.
+    """Grey pictures: lines, shapes and dead leaves amid an empty ground that the teacher answers decidedly, of many
+    kinds, and what a few steps make of them. Coloured ones: leaves that fill the frame, moved until each is of a class
+    drawn at random and all together have the statistics that a teacher with batch normalisation has stored.
     """
+    # What a hidden dense layer reads and answers tells kinds apart; more candidates by themselves bring nothing.
+    hidden = {"candidates": 24, "alignment": 4.0, "clusters": 20}
     grey: Tree = {
         "generator": {
             "prior": ["contours", "shapes", "leaves"],
-            "candidates": 8,
+            **(hidden if teacher.dense_layers > 1 else {"candidates": 8}),
             "contrast": 0.7,
             "steps": 4,
             "learning_rate": 0.3,

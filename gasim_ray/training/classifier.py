@@ -22,6 +22,7 @@ from gasim_ray.core.distill import shifted
 from gasim_ray.core.model import Model, ModelConfig, check_network, load_model, save_model
 from gasim_ray.errors import UserError
 from gasim_ray.evaluation.datasets import Dataset, load_dataset
+from gasim_ray.run_folder import read_state, save_tensors
 from gasim_ray.teachers.folder import check_teacher_folder, replaced_folder, surviving_folder
 from gasim_ray.training.progress import Progress, Report
 
@@ -212,7 +213,7 @@ class _Training:
         }
         self.out.mkdir(parents=True, exist_ok=True)
         with replaced_folder(self.out / "checkpoint") as folder:
-            torch.save(state, folder / "state.pt")
+            save_tensors(folder / "state.pt", state)
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one; raises UserError if it is of other settings."""
@@ -220,7 +221,7 @@ class _Training:
         if not path.exists():
             return
         # On the CPU: an optimiser's count of steps would stay where it is put, and each step ask the GPU for it.
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = read_state(path)
         check_same(self._lasting_settings(), state["settings"], f"the checkpoint in {self.out}")
         self.epoch, self.seconds, self.accuracy = state["epoch"], state["seconds"], state["accuracy"]
         self.model.network.load_state_dict(state["network"])

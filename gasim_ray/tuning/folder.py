@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gasim_ray.errors import UserError
-from gasim_ray.run_folder import clear_folder, save_tensors, write_atomically
+from gasim_ray.run_folder import check_clear, clear_folder, save_tensors, write_atomically
 from gasim_ray.tuning.sweep import Sweep, parse_sweep
 from gasim_ray.tuning.validation import Validation
 
@@ -20,14 +20,20 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.sweep = path / "sweep.yaml"
-        #: Tells whether the sweep was changed.
+        #: Tells whether the sweep was changed; what it is beside is a sweep's folder.
         self.digest = path / ".sweep.sha256"
         self.validation = path / "validation.pt"
+        #: Is there when the sweep's seconds were over before its trials.
+        self.over = path / ".over"
+
+    def check_clear(self, overwrite: bool) -> None:
+        """Raise UserError if there is a sweep and `overwrite` is off, and in any case if what is there is none."""
+        check_clear(self.path, self.digest.name, "a sweep", overwrite)
 
     def begin(self, sweep: Sweep, overwrite: bool) -> None:
         """Make the folder with sweep.yaml in it; raises UserError if it cannot be, or holds what is not to be lost."""
         try:
-            clear_folder(self.path, self.sweep.name, "a sweep", overwrite)
+            clear_folder(self.path, self.digest.name, "a sweep", overwrite)
             write_atomically(self.sweep, sweep.to_yaml().encode())
             write_atomically(self.digest, self._digest())
         except OSError as error:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -15,10 +16,11 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from gasim_ray.actors.ray_workers import connect
-from gasim_ray.actors.resources import lacking, reserved
+from gasim_ray.actors.resources import bundles, lacking, reserved
 from gasim_ray.config import build_config
 from gasim_ray.errors import UserError
 from gasim_ray.run import Interrupted
+from gasim_ray.run_folder import alone_in
 from gasim_ray.tuning.folder import SweepFolder
 from gasim_ray.tuning.live import LiveTable
 from gasim_ray.tuning.results import TrialResult, collect, thin, unfinished, write_results
@@ -37,10 +39,11 @@ def run_sweep(sweep: Sweep, folder: Path, overwrite: bool = False) -> Path:
     space, drawn = check(sweep)
     check_shared(folder.parent)
     files = SweepFolder(folder)
-    files.begin(sweep, overwrite)
+    files.check_clear(overwrite)
     validation = make_validation(
         sweep.tree(), sweep.validation, sweep.seed, say=lambda line: print(line, file=sys.stderr, flush=True)
     )
+    files.begin(sweep, overwrite)
     files.save_validation(validation)
     searcher = make_searcher(sweep, space)
     total = len(drawn or range(sweep.trials))
@@ -83,6 +86,9 @@ def resume_sweep(folder: Path) -> Path:
     files = SweepFolder(folder)
     sweep = files.read_sweep()
     _, drawn = check(sweep)
+    if files.over.exists():
+        print(f"{folder}: its {sweep.seconds} seconds are over; a new sweep may have more", file=sys.stderr)
+        return folder
     if not files.begun():
         return run_sweep(sweep, folder, overwrite=True)
     tuner = tune.Tuner.restore(
@@ -101,11 +107,14 @@ def finish(tuner: tune.Tuner, sweep: Sweep, folder: Path, total: int) -> Path:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the newer output has a heading of its own
     started = time.monotonic()
     try:
-        results = collect(tuner.fit())
+        with alone_in(folder, SweepFolder(folder).sweep.name):
+            results = collect(tuner.fit())
         left = unfinished(results, total)
         timed_out = sweep.seconds is not None and time.monotonic() - started >= sweep.seconds
         if timed_out or not left:
             thin(folder)
+        if timed_out:
+            SweepFolder(folder).over.touch()
         write_results(results, sweep, folder)
         analyse(results, sweep, folder)
     except OSError as error:
@@ -148,14 +157,32 @@ def check(sweep: Sweep) -> tuple[tuple[Dimension, ...], list[Settings] | None]:
     if build_config(sweep.tree()).student.node_label:
         raise UserError("student.node_label: a sweep's trials go where Tune places them; leave it out")
     connect()
-    wanted, there = reserved(build_config(largest(sweep.tree(), space))), ray.cluster_resources()
+    for tree in largest(sweep.tree(), space):
+        check_room(tree)
+    teacher = Path(sweep.tree()["teacher"])
+    if blind := hosts_without(teacher / "config.json"):
+        raise UserError(f"teacher: {teacher} is not on {', '.join(blind)}; give one in a folder that all hosts share")
+    return space, drawn
+
+
+def check_room(tree: dict[str, Any]) -> None:
+    """Raise UserError if a trial reserves what the cluster, or each of its nodes, lacks: Tune would wait for ever."""
+    try:
+        config = build_config(tree)
+    except UserError:
+        return  # settings that exclude each other: the trial itself fails and says why
+    wanted, there = reserved(config), ray.cluster_resources()
     if short := lacking(wanted, there):
         resource, amount = short
         raise UserError(
             f"space: a trial may reserve {wanted[resource]:g} {resource} where the cluster has {amount:g}; "
             f"lower generator.actors, generator.{resource.lower()}s or student.cpus"
+            + (", or leave cuda out of device" if resource == "GPU" else "")
         )
-    return space, drawn
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for one in bundles(config):
+        if all(lacking(one, node) for node in nodes):
+            raise UserError(f"space: no node has what an actor of a trial may reserve ({one}); lower it")
 
 
 def check_shared(folder: Path) -> None:
@@ -185,10 +212,12 @@ def hosts_without(file: Path) -> list[str]:
     return [node["NodeManagerAddress"] for node, there in zip(hosts, found, strict=True) if not there]
 
 
-def largest(tree: dict[str, Any], space: tuple[Dimension, ...]) -> dict[str, Any]:
-    """The tree of the trial that reserves most."""
+def largest(tree: dict[str, Any], space: tuple[Dimension, ...]) -> list[dict[str, Any]]:
+    """The tree of the trial that reserves most, for each method and device that is searched."""
     keys = ("generator.actors", "generator.cpus", "generator.gpus", "student.cpus")
-    return with_settings(tree, {d.key: encoded(max(d.values)) for d in space if d.key in keys})
+    most = {d.key: encoded(max(d.values)) for d in space if d.key in keys}
+    kinds = [[(d.key, encoded(value)) for value in d.values] for d in space if d.key in ("method", "device")]
+    return [with_settings(tree, {**most, **dict(kind)}) for kind in product(*kinds)]
 
 
 def plan_of(sweep: Sweep) -> TrialPlan:

@@ -35,8 +35,7 @@ from gasim_ray.tuning.sweep import ValidationSettings
 SEED_OFFSET = 1_000_003
 #: Methods whose generators supply a source each.
 METHODS = ("gasim", "gas", "dafl")
-#: Sources that know only the bounds; the others start from the teacher's weights or from what pictures look like,
-#: and one at least, `gasim`, is always there.
+#: Sources that know only the bounds; the others start from the teacher's weights or from what pictures look like.
 BLIND = ("uniform", "gaussian", "gas", "dafl")
 #: Samples for each that is kept where the teacher's decided answers are sought.
 CANDIDATES = 8
@@ -93,8 +92,9 @@ class Validation:
 
 
 def combined(figures: Mapping[str, float]) -> float:
-    """One figure of those of all sources: the mean over those that are not blind."""
-    return float(np.mean([value for source, value in figures.items() if source not in BLIND]))
+    """One figure of those of all sources: the mean over those that are not blind, if there is one."""
+    informed = [value for source, value in figures.items() if source not in BLIND]
+    return float(np.mean(informed or list(figures.values())))
 
 
 def balanced(values: Tensor, choice: Tensor) -> float:
@@ -113,7 +113,10 @@ def make_validation(
     observations = _of_priors(teacher, settings.observations, seed + SEED_OFFSET)
     for method in METHODS:
         say(f"validation: {settings.observations} observations of {method}")
-        observations[method] = _of_method(method, tree, settings, seed + SEED_OFFSET)
+        try:
+            observations[method] = _of_method(method, tree, settings, seed + SEED_OFFSET)
+        except UserError as error:
+            say(f"validation: without {method}, which this teacher does not fit ({error})")
     log_policies = {
         source: log_policy(answers(teacher, made, "teacher"), teacher.config.output_scale)
         for source, made in observations.items()
