@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cells import Cell, append_result, load_suite, read_results
+from benchmarks.markdown import MISSING, heading, row
 from benchmarks.provenance import provenance
 from gasim_ray.actors.workers import make_prior
 from gasim_ray.config import DistillConfig
@@ -80,14 +81,14 @@ def features(teacher: Model, observations: Tensor) -> Tensor:
 
 def choice_rows() -> list[str]:
     """One row a task: distances as multiples of those with the first choice, the mean over modes and the greatest."""
-    rows = ["| task | " + " | ".join(f"`{name}`" for name in CHOICES[1:]) + " |", "|" + " --- |" * len(CHOICES)]
+    rows = heading("task", *(f"`{name}`" for name in CHOICES[1:]))
     for task in TASKS:
-        told = ["not measured"] * (len(CHOICES) - 1)
+        told = [MISSING] * (len(CHOICES) - 1)
         for line in newest(task):
             usual, *others = (line["distances"][method] for method in CHOICES)
             shares = [{mode: found[mode] / usual[mode] for mode in usual} for found in others]
             told = [f"{mean(s.values()):.2f} ({max(s.values()):.2f}: {max(s, key=s.__getitem__)})" for s in shares]
-        rows.append("| " + " | ".join([task, *told]) + " |")
+        rows.append(row(task, *told))
     return rows
 
 

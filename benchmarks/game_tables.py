@@ -6,12 +6,12 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.cells import CONTROLS, Cell
+from benchmarks.markdown import MISSING, heading, row
 
 HEAD = (
     "task", "student", "parameters", "knowledge", "return", "normalised", "sticky return", "normalised", "KL",
     "agreement", "observations",
 )  # fmt: skip
-MISSING = "not measured"
 #: Students of the short table.
 SHORT = (
     "scenes-12", "weights-12", "scenes-7", "weights-7", "noise-7", "real-7",
@@ -21,7 +21,7 @@ SHORT = (
 
 def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
     """Mean and standard deviation over seeds; of each task, what is not recorded shares a last row."""
-    rows = ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
+    rows = heading(*HEAD)
     for task in dict.fromkeys(cell.task for cell in cells):
         own = [cell for cell in cells if cell.task == task]
         lines = [results[cell.name] for cell in own if cell.name in results]
@@ -29,7 +29,7 @@ def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str
             rows += reference_rows(task, lines[0])
         blind = [line["constant_kl"] for line in lines if "constant_kl" in line]
         if blind:
-            rows.append(row(task, "teacher's mean policy, whatever is seen", *[""] * 6, f"{blind[-1]:.3g}"))
+            rows.append(filled(task, "teacher's mean policy, whatever is seen", *[""] * 6, f"{blind[-1]:.3g}"))
         missing = []
         for method in dict.fromkeys(cell.method for cell in own):
             recorded = [line for line in lines if line["method"] == method]
@@ -37,7 +37,7 @@ def game_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str
                 rows.append(student_row(task, recorded))
             else:
                 missing.append(student_name(method))
-        rows += [row(task, ", ".join(missing), "", "", MISSING)] if missing else []
+        rows += [filled(task, ", ".join(missing), "", "", MISSING)] if missing else []
     return rows
 
 
@@ -60,8 +60,7 @@ def short_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
         ["random actions, return", "", *reference("random")],
         *([student_name(m), shares_of(m, lines), *(word(task, m) for task in tasks)] for m in SHORT),
     ]
-    head = ["| | parameters | " + " | ".join(tasks) + " |", "|" + " --- |" * (2 + len(tasks))]
-    return head + ["| " + " | ".join(words) + " |" for words in made]
+    return [*heading("", "parameters", *tasks), *(row(*words) for words in made)]
 
 
 def shares_of(method: str, lines: dict[str, list[dict[str, Any]]]) -> str:
@@ -83,13 +82,13 @@ def reference_rows(task: str, line: dict[str, Any]) -> list[str]:
     for name, scores in ends.items():
         played = zip(scores, ends["random actions"], ends["teacher"], strict=True)
         words = [word for score, low, high in played for word in returns([(score, low, high)])]
-        found.append(row(task, name, sizes.get(name, ""), "", *words))
+        found.append(filled(task, name, sizes.get(name, ""), "", *words))
     return found
 
 
-def row(*words: str) -> str:
-    """Cells of one row; what is left out is empty."""
-    return "| " + " | ".join([*words, *[""] * (len(HEAD) - len(words))]) + " |"
+def filled(*words: str) -> str:
+    """One row of the long table; what is left out is empty."""
+    return row(*words, *[""] * (len(HEAD) - len(words)))
 
 
 def student_name(method: str) -> str:
@@ -101,7 +100,7 @@ def student_name(method: str) -> str:
 def student_row(task: str, lines: list[dict[str, Any]]) -> str:
     """A student's row over its seeds."""
     made = mean(line["environment_steps"] or line["synthetic_observations"] for line in lines)
-    return row(
+    return filled(
         task,
         student_name(lines[0]["method"]),
         share(lines[0]),

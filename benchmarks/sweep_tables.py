@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from benchmarks.cells import ROOT, read_results
+from benchmarks.markdown import MISSING, heading, row
 from gasim_ray.tuning.sweep import TASK_METRICS
 from gasim_ray.tuning.validation import combined
 
@@ -43,12 +44,12 @@ def sweep_rows() -> list[str]:
         *presets,
         "seconds",
     ]
-    rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = heading(*head)
     for name in FRESH_SEEDS:
         lines = [line for line in read_results(SUITE) if line["task"] == name]
         found = [_cells(line, of_kept_trials(line) if line is lines[-1] else ["", ""]) for line in lines]
-        found = found or [["not measured"] * (len(head) - 1)]
-        rows += ["| " + " | ".join([name, *cells]) + " |" for cells in found]
+        found = found or [[MISSING] * (len(head) - 1)]
+        rows += [row(name, *cells) for cells in found]
     return rows
 
 
@@ -65,7 +66,7 @@ def _cells(line: dict[str, Any], of_kept: list[str]) -> list[str]:
         f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})",
         *of_kept,
         *spreads,
-        "not measured" if line["wall_seconds"] is None else f"{line['wall_seconds']:.0f}",
+        MISSING if line["wall_seconds"] is None else f"{line['wall_seconds']:.0f}",
     ]
 
 
@@ -75,7 +76,7 @@ def of_kept_trials(line: dict[str, Any]) -> list[str]:
     """
     path = TRIALS / f"{line['task']}.csv"
     if not path.exists():
-        return ["not measured"] * 2
+        return [MISSING] * 2
     trials = pd.read_csv(path)
     finished, objective = trials[trials["state"] == "finished"], line["rank_correlation"]["objective"]
     sign = -1 if objective in ("regret", "kl") else 1
@@ -93,14 +94,14 @@ def score_of(trials: pd.DataFrame) -> str:
 
 def diversity_rows() -> list[str]:
     """For each group of each setting: the finished trials' median true score, their number, and what chance says."""
-    rows = ["| sweep | setting | group | median score | trials | p |", "| --- | --- | --- | --- | --- | --- |"]
+    rows = heading("sweep", "setting", "group", "median score", "trials", "p")
     for name in FRESH_SEEDS:
         path = TRIALS / f"{name}.csv"
         if path.exists():
             trials = pd.read_csv(path)
             chances = {setting: chance(diverse(trials), setting) for setting in DIVERSITY}
             rows += [
-                f"| {name} | {setting} | {group} | {median:.4g} | {count} | {chances[setting]} |"
+                row(name, setting, group, f"{median:.4g}", str(count), chances[setting])
                 for setting, group, median, count in groups(trials)
             ]
     return rows if len(rows) > 2 else []

@@ -12,13 +12,15 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from benchmarks import choices, scaling
 from benchmarks.cells import CONTROLS, LABELS, ROOT, Cell, current_results, load_suite, read_results
-from benchmarks.game_tables import MISSING, game_rows, short_rows
+from benchmarks.game_tables import game_rows, short_rows
+from benchmarks.markdown import MISSING, heading, row
 from benchmarks.methods import architecture_rows, method_pages, prior_rows
 from benchmarks.sweep_tables import SUITE, diversity_rows, sweep_rows
 
@@ -53,42 +55,46 @@ def update(path: Path, check: bool) -> bool:
     return after != before
 
 
-def table(suite: str) -> str:
-    """A suite's results as Markdown, command, hardware and dates beneath; for what is registered, what there is."""
-    if suite == "methods":
-        return "\n" + method_pages(spread) + "\n\n"
-    if suite in REGISTERED:
-        return "\n" + "\n".join(REGISTERED[suite]()) + "\n\n"
-    if suite == "sweeps":
-        made_by = provenance("python -m benchmarks.sweeps", read_results(SUITE))
-        return "\n".join([*sweep_rows(), "", made_by, "", *diversity_rows()]) + "\n"
-    if suite in scaling.TABLES:
-        made_by = provenance("python -m benchmarks.scaling", list(scaling.newest().values()))
-        return "\n".join([*scaling.TABLES[suite](), "", made_by]) + "\n"
-    if suite == "games":
-        cells, results = load_suite("atari"), current_results("atari")
-        made_by = provenance("python -m benchmarks.run atari", list(results.values()))
-        return "\n".join([*short_rows(cells, results), "", made_by]) + "\n"
-    if suite == choices.SUITE:
-        return (
-            "\n".join([*choices.choice_rows(), "", provenance("python -m benchmarks.choices", choices.newest())]) + "\n"
-        )
-    if suite == "modes":
-        return "\n".join(mode_rows(list(current_results("images").values()))) + "\n"
-    suite, _, short = suite.partition(":")
+def table(name: str) -> str:
+    """A table as Markdown: one of its own, or a suite's results with command, hardware and dates beneath."""
+    if name in REGISTERED:
+        return "\n" + "\n".join(REGISTERED[name]()) + "\n\n"
+    rows = OWN[name]() if name in OWN else suite_rows(*name.split(":"))
+    return "\n".join(rows) + "\n"
+
+
+def suite_rows(suite: str, short: str = "") -> list[str]:
+    """A suite's results; `short` for the methods that most of its tasks have."""
     cells, results = load_suite(suite), current_results(suite)
     if short:
         cells = widely_tried(cells)
         results = {cell.name: results[cell.name] for cell in cells if cell.name in results}
     rows = ROWS[suite if suite in ROWS else cells[0].kind](cells, results)
-    return (
-        "\n".join(rows)
-        + "\n\n"
-        + provenance(
-            f"python -m benchmarks.run {suite}" + " --size gpu" * (cells[0].size == "gpu"), list(results.values())
-        )
-        + "\n"
-    )
+    command = f"python -m benchmarks.run {suite}" + " --size gpu" * (cells[0].size == "gpu")
+    return [*rows, "", provenance(command, list(results.values()))]
+
+
+def games() -> list[str]:
+    """Atari's games, a column each."""
+    cells, results = load_suite("atari"), current_results("atari")
+    made_by = provenance("python -m benchmarks.run atari", list(results.values()))
+    return [*short_rows(cells, results), "", made_by]
+
+
+def sweeps() -> list[str]:
+    """What sweeps found, and what diversity was worth in them."""
+    made_by = provenance("python -m benchmarks.sweeps", read_results(SUITE))
+    return [*sweep_rows(), "", made_by, "", *diversity_rows()]
+
+
+def scaled_to_many(name: str) -> list[str]:
+    """One of the tables of benchmarks/scaling.md."""
+    return [*scaling.TABLES[name](), "", provenance("python -m benchmarks.scaling", list(scaling.newest().values()))]
+
+
+def chosen() -> list[str]:
+    """What a choice of pictures leaves out."""
+    return [*choices.choice_rows(), "", provenance("python -m benchmarks.choices", choices.newest())]
 
 
 def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
@@ -97,8 +103,8 @@ def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
     recorded = {task: [results[c.name] for c in cells if c.task == task and c.name in results] for task in tasks}
     declared = {(c.task, c.method) for c in cells}
 
-    def row(name: str, knowledge: str, word: Callable[[list[dict[str, Any]]], str]) -> str:
-        return "| " + " | ".join([name, knowledge, *(word(recorded[task]) for task in tasks)]) + " |"
+    def common_row(name: str, word: Callable[[list[dict[str, Any]]], str]) -> str:
+        return row(name, "", *(word(recorded[task]) for task in tasks))
 
     def method_row(method: str) -> str:
         levels = {line["knowledge"] for lines in recorded.values() for line in lines if line["method"] == method}
@@ -106,16 +112,15 @@ def score_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
         scores = [
             spread([x for x in recorded[t] if x["method"] == method]) if (t, method) in declared else "" for t in tasks
         ]
-        return "| " + " | ".join([name, ", ".join(sorted(levels)), *scores]) + " |"
+        return row(name, ", ".join(sorted(levels)), *scores)
 
     return [
-        "| | knowledge | " + " | ".join(tasks) + " |",
-        "|" + " --- |" * (len(tasks) + 2),
-        row("teacher", "", lambda lines: number(lines, lambda line: line["teacher_score"])),
-        row("untrained", "", lambda lines: number(lines, lambda line: line["controls"]["untrained"])),
+        *heading("", "knowledge", *tasks),
+        common_row("teacher", lambda lines: number(lines, lambda line: line["teacher_score"])),
+        common_row("untrained", lambda lines: number(lines, lambda line: line["controls"]["untrained"])),
         *(method_row(method) for method in methods),
-        row("parameters", "", size),
-        row("seconds", "", seconds),
+        common_row("parameters", size),
+        common_row("seconds", seconds),
     ]
 
 
@@ -136,7 +141,7 @@ def mode_rows(lines: list[dict[str, Any]]) -> list[str]:
         "task", "method", "knowledge", "accuracy on the worst hidden mode", "mode recall", "smallest share",
         "largest share",
     )  # fmt: skip
-    rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = heading(*head)
     for task in merged_tasks(lines):
         found = [line for line in lines if line["task"] == task]
         for method in dict.fromkeys(line["method"] for line in found):
@@ -149,7 +154,7 @@ def mode_rows(lines: list[dict[str, Any]]) -> list[str]:
                 recall = mean(line["mode_recall"] for line in own)
                 spread_over = [f"{100 * recall:.0f} %", *(f"{100 * f(shares.values()):.1f} %" for f in (min, max))]
             told = f"{mean(worst):.1f}{deviation} ({len(worst)})"
-            rows.append("| " + " | ".join([task, name, own[0]["knowledge"], told, *spread_over]) + " |")
+            rows.append(row(task, name, own[0]["knowledge"], told, *spread_over))
     return rows
 
 
@@ -196,22 +201,22 @@ def seconds(lines: list[dict[str, Any]]) -> str:
 
 def speed_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
     """One row a ratio."""
-    rows = ["| what | sides | ratio |", "| --- | --- | --- |"]
+    rows = heading("what", "sides", "ratio")
     for cell in cells:
         line = results.get(cell.name)
         if line is None:
-            rows.append(f"| {cell.task} | {MISSING} | {MISSING} |")
+            rows.append(row(cell.task, MISSING, MISSING))
         else:
             unit, word = next((key, word) for key, word in SPEED_UNITS.items() if key in line)
             first, second = line[unit]
-            rows.append(f"| {cell.task} | {first:,.0f} to {second:,.0f} {word} | {line['ratio']:.2f} |")
+            rows.append(row(cell.task, f"{first:,.0f} to {second:,.0f} {word}", f"{line['ratio']:.2f}"))
     return rows
 
 
 def chaos_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[str]:
     """One row a task and fault; without one, mean and spread over seeds."""
     head = ("task", "fault", "recovered", "replaced actors", "lost s", "lost observations", "s to recover", "score")
-    rows = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = heading(*head)
     for task, method in dict.fromkeys((cell.task, cell.method) for cell in cells):
         lines = [results[c.name] for c in cells if (c.task, c.method) == (task, method) and c.name in results]
         told = [MISSING, *[""] * 4, MISSING]
@@ -226,12 +231,25 @@ def chaos_rows(cells: list[Cell], results: dict[str, dict[str, Any]]) -> list[st
                 "never" if recovery is None else f"{recovery:.1f}",
                 spread(lines),
             ]
-        rows.append("| " + " | ".join([task, method, *told]) + " |")
+        rows.append(row(task, method, *told))
     return rows
 
 
-#: What is listed without a measurement.
-REGISTERED: dict[str, Callable[[], list[str]]] = {"priors": prior_rows, "architectures": architecture_rows}
+#: What is listed without a measurement, or in many paragraphs.
+REGISTERED: dict[str, Callable[[], list[str]]] = {
+    "methods": lambda: [method_pages(spread)],
+    "priors": prior_rows,
+    "architectures": architecture_rows,
+}
+
+#: What is no suite's table.
+OWN: dict[str, Callable[[], list[str]]] = {
+    "games": games,
+    "sweeps": sweeps,
+    "modes": lambda: mode_rows(list(current_results("images").values())),
+    choices.SUITE: chosen,
+    **{name: partial(scaled_to_many, name) for name in scaling.TABLES},
+}
 
 #: Kind of a suite, or one of its own -> its table.
 ROWS: dict[str, Callable[[list[Cell], dict[str, dict[str, Any]]], list[str]]] = {

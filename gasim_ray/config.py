@@ -32,7 +32,7 @@ from gasim_ray.core.settings import (
     check_range,
 )
 from gasim_ray.core.worlds import WorldSettings
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, one_line
 
 #: Sections of which generator actors may have settings of their own, and what of these is the loop's.
 OF_AN_ACTOR = ("generator", "objective", "scenes", "worlds")
@@ -352,7 +352,7 @@ def unknown_key(name: str, known: Sequence[str], command: str = "gasim distill")
 
 def explain(message: str, known: Sequence[str], command: str = "gasim distill") -> str:
     """One line of a parser's error; an unrecognised argument names the nearest key."""
-    line = " ".join(message.split())
+    line = one_line(message, most=10_000)
     wrong_type = re.search(r"""Parser key "([\w.]+)": Expected (?:a|an) (.*?)\. Got value: (.*)""", line)
     if wrong_type:
         key, kind, value = wrong_type.groups()

@@ -19,6 +19,11 @@ class UserError(Exception):
     """
 
 
+def one_line(error: object, most: int = 300) -> str:
+    """What an error says, or a text of several lines, in one."""
+    return " ".join(str(error).split())[:most]
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """What to say of a name that is not among the known ones: the one that is most like it, or else all of them."""
     near = get_close_matches(name, known, n=1)
@@ -34,7 +39,7 @@ def exit_code(program: str, work: Callable[[], object], after_interrupt: str = "
         work()
     except UserError as error:
         # What it quotes of others' errors may have several lines.
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: {one_line(error, most=10_000)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in OF_DISKS:

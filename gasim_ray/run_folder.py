@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from gasim_ray.actors.loop import Progress
 from gasim_ray.config import TEACHER_COPY, DistillConfig, dotted, of_whole, parse_config, plain, teacher_facts
 from gasim_ray.core.model import Model, has_model, load_model, model_files, same_model, save_model
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, one_line
 from gasim_ray.methods import preset
 from gasim_ray.teachers.folder import replaced_folder
 
@@ -102,7 +102,7 @@ def save_tensors(path: Path, state: dict[str, Any], previous: Path | None = None
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: not written ({' '.join(str(error).split())})") from error
+        raise OSError(f"{path}: not written ({one_line(error)})") from error
 
 
 def clear_folder(path: Path, marker: str, what: str, overwrite: bool) -> None:

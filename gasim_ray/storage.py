@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import ArrowException, fs
 
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, one_line
 from gasim_ray.run_folder import check_only_run
 
 #: What a run is told by.
@@ -56,7 +56,7 @@ class Mirror:
         try:
             self.files, self.root = fs.FileSystem.from_uri(address.rstrip("/"))
         except (*FAILURES, ValueError) as error:
-            raise UserError(f"out: {address} is no address that can be written ({first_line(error)})") from error
+            raise UserError(f"out: {address} is no address that can be written ({one_line(error)})") from error
         if not self.root.strip("/"):
             raise UserError(f"out: {address} is no address that can be written; name a folder, such as s3://bucket/run")
         self.folder = Path(tempfile.mkdtemp(prefix="gasim-"))
@@ -76,7 +76,7 @@ class Mirror:
         try:
             self._copy_what_is_new()
         except FAILURES as failure:
-            told = f"out: {self.address} cannot be written ({first_line(failure)}); the run is in {self.folder}"
+            told = f"out: {self.address} cannot be written ({one_line(failure)}); the run is in {self.folder}"
             if error is None:
                 raise UserError(told) from failure
             print(f"warning: {told}", file=sys.stderr)  # what ended the run is told as well
@@ -90,7 +90,7 @@ class Mirror:
             self.files.delete_dir_contents(self.root, missing_dir_ok=True)
             self.copied.clear()
         except FAILURES as error:
-            raise UserError(f"out: {self.address} cannot be written ({first_line(error)})") from error
+            raise UserError(f"out: {self.address} cannot be written ({one_line(error)})") from error
 
     def check_clear(self, overwrite: bool) -> None:
         """Raise UserError if a run is there and `overwrite` is off, and in any case if something else is."""
@@ -104,14 +104,14 @@ class Mirror:
                 raise UserError(f"out: {self.address} holds something else than a run, which --overwrite leaves alone")
             check_only_run(self.address, (info.base_name for info in there))
         except FAILURES as error:
-            raise UserError(f"out: {self.address} cannot be read ({first_line(error)})") from error
+            raise UserError(f"out: {self.address} cannot be read ({one_line(error)})") from error
 
     def begin(self) -> None:
         """Copy the marker, which tells others that the address is taken; raises UserError if it cannot be written."""
         try:
             self._copy(self.folder / MARKER)
         except FAILURES as error:
-            raise UserError(f"out: {self.address} cannot be written ({first_line(error)})") from error
+            raise UserError(f"out: {self.address} cannot be written ({one_line(error)})") from error
 
     def download(self) -> bool:
         """Bring what is there into the folder, and whether it is a run; raises UserError if it cannot be read."""
@@ -126,7 +126,7 @@ class Mirror:
                         copy.write(block)
                 self.copied[place] = version_of(place)
         except FAILURES as error:
-            raise UserError(f"out: {self.address} cannot be read ({first_line(error)})") from error
+            raise UserError(f"out: {self.address} cannot be read ({one_line(error)})") from error
         return (self.folder / MARKER).exists()
 
     def _inside(self, path: str) -> Path:
@@ -141,7 +141,7 @@ class Mirror:
         if self.under_way is not None and not self.under_way.done():
             return
         if self.under_way is not None and self.under_way.exception():
-            complain(f"warning: {self.address}: {first_line(self.under_way.exception())}; the run goes on")
+            complain(f"warning: {self.address}: {one_line(self.under_way.exception())}; the run goes on")
         self.under_way = self.pool.submit(self._copy_what_is_new)
 
     def _copy_what_is_new(self) -> None:
@@ -203,8 +203,3 @@ def version_of(path: Path) -> tuple[int, int]:
     """What changes when a file is written anew."""
     state = path.stat()
     return state.st_mtime_ns, state.st_size
-
-
-def first_line(error: BaseException | None) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())[:300]

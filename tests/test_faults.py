@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -26,11 +27,11 @@ from benchmarks.chaos.scene import Look, Scene
 from gasim_ray import cli
 from gasim_ray.actors.loop import Loop, Progress
 from gasim_ray.actors.ray_workers import RayWorkers
-from gasim_ray.actors.workers import Answer, LocalWorkers
+from gasim_ray.actors.workers import Answer, LocalWorkers, Workers
 from gasim_ray.config import DistillConfig, build_config
 from gasim_ray.core.batch import SyntheticBatch, fault_of
 from gasim_ray.core.learner import Learner
-from gasim_ray.core.model import load_model, save_model
+from gasim_ray.core.model import Model, load_model, save_model
 from gasim_ray.core.settings import PoolSettings, StudentSettings
 from gasim_ray.errors import UserError
 from gasim_ray.report.display import Display
@@ -332,6 +333,22 @@ def test_a_model_that_does_not_fit_on_the_disk_leaves_the_one_before(
         save_model(tiny.model(tiny.VECTOR, seed=2), tmp_path)
     kept = load_model(tmp_path).network.state_dict()
     assert all(kept[name].equal(tensor) for name, tensor in before.network.state_dict().items())
+
+
+def test_a_run_that_another_process_began_meanwhile_is_left_alone(
+    tmp_path: Path, vector_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build_config(tiny.tree(vector_teacher, local=True, out=str(tmp_path / "run")))
+
+    def slow(teacher: Model, given: DistillConfig) -> Workers:
+        RunFolder(tmp_path / "run").begin(config, overwrite=False)
+        held.enter_context(alone_in(tmp_path / "run"))
+        return LocalWorkers(teacher, given)
+
+    monkeypatch.setattr("gasim_ray.run.start_workers", slow)
+    with ExitStack() as held, pytest.raises(UserError, match=r"^out: another process is at work in .*run; wait"):
+        distill(config, Display(Console(file=StringIO())), overwrite=True)
+    assert (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize("way", ["resume", "overwrite"])

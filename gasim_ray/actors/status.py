@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.experimental import internal_kv
 
 from gasim_ray.actors.loop import Progress
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, one_line
 from gasim_ray.report.display import line
 
 NAMESPACE = b"gasim"
@@ -84,9 +84,9 @@ def connect_to(address: str | None) -> None:
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         ray.init(address or "auto", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, OverflowError, RayError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"address: no Ray cluster at {address or 'this machine'} ({reason}); give HEAD:6379 on one of its machines"
+            f"address: no Ray cluster at {address or 'this machine'} ({one_line(error)}); give HEAD:6379 on one of its "
+            "machines"
         ) from error
 
 

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from gasim_ray.core.model import ModelConfig
 from gasim_ray.core.observation import Layout, ObservationSpec
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, one_line
 from gasim_ray.evaluation.atari import SKIP, STACK, EvaluationGames, is_atari
 from gasim_ray.models import import_module
 
@@ -76,7 +76,7 @@ def make_environments(env_id: str, count: int) -> gym.vector.VectorEnv:
                 disable_env_checker=True,
             )
     except Exception as error:  # whatever an environment of the user's raises
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        why = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"env: {env_id} cannot be made ({why})") from error
     if not isinstance(environments.single_action_space, Discrete):
         space = environments.single_action_space

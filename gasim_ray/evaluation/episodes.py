@@ -28,7 +28,7 @@ from ray.util import ActorPool
 from gasim_ray.actors.resources import RELEASE_SECONDS, free_nodes
 from gasim_ray.core.model import Model, check_finite
 from gasim_ray.core.prior import random_observations
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, one_line
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.environments import channel_axis, check_environment, frame_shape, make_environments
 
@@ -295,8 +295,7 @@ def evaluate_many(
             pool.map(lambda actor, o: actor.play.remote(references[o[0]], o[1], seed, keep.get(o[0], 0)), orders)
         )
     except RayError as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"episodes: a process that plays was lost ({why[:200]}); try again") from error
+        raise UserError(f"episodes: a process that plays was lost ({one_line(error)}); try again") from error
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -24,7 +24,7 @@ from gasim_ray.config import plain
 from gasim_ray.core.model import Model, load_config, load_model, save_model
 from gasim_ray.core.observation import ObservationSpec
 from gasim_ray.core.settings import check_range
-from gasim_ray.errors import UserError
+from gasim_ray.errors import UserError, one_line
 from gasim_ray.evaluation.atari import is_atari
 from gasim_ray.evaluation.environments import environment_spec
 from gasim_ray.evaluation.episodes import PARALLEL_ENVIRONMENTS, evaluate_many
@@ -243,8 +243,7 @@ def _check_same(settings: PolicyTraining, known: dict[str, Any], where: str) -> 
 
 
 def _damaged(out: Path, error: Exception) -> UserError:
-    what = " ".join(str(error).split())
-    return UserError(f"out: the checkpoint in {out} is damaged ({what}); --overwrite starts afresh")
+    return UserError(f"out: the checkpoint in {out} is damaged ({one_line(error)}); --overwrite starts afresh")
 
 
 class _Training:

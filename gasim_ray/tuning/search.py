@@ -19,7 +19,7 @@ from ray.tune.search import ConcurrencyLimiter, SearchAlgorithm, Searcher
 from gasim_ray.errors import UserError
 from gasim_ray.tuning.space import Dimension, Settings, encoded, grid_settings, random_settings, settings_of
 from gasim_ray.tuning.sweep import Sweep
-from gasim_ray.tuning.trial import POINT
+from gasim_ray.tuning.trial import POINT, REPORT
 
 #: Package -> what installs it.
 EXTRAS = {
@@ -84,14 +84,14 @@ def suggested(dimension: Dimension, trial: Any) -> Any:
 
 
 def make_scheduler(sweep: Sweep, space: Sequence[Dimension]) -> TrialScheduler | None:
-    """What stops or copies trials while they run; it counts reports."""
+    """What stops or copies trials while they run; it counts reports, of which large updates leave some out."""
     if sweep.scheduler == "asha":
-        return AsyncHyperBandScheduler(max_t=sweep.last_report, grace_period=1, reduction_factor=2)
+        return AsyncHyperBandScheduler(REPORT, max_t=sweep.last_report, grace_period=1, reduction_factor=2)
     if sweep.scheduler == "median":
-        return MedianStoppingRule(time_attr="training_iteration", grace_period=1, min_samples_required=3)
+        return MedianStoppingRule(time_attr=REPORT, grace_period=1, min_samples_required=3)
     if sweep.scheduler == "pbt":
         return PopulationBasedTraining(
-            time_attr="training_iteration",
+            time_attr=REPORT,
             perturbation_interval=1,
             synch=True,  # however many run at once, all are compared
             hyperparam_mutations={POINT: {dimension.key: mutation(dimension) for dimension in space}},

@@ -30,6 +30,8 @@ from gasim_ray.tuning.validation import Validation, make_validation
 
 #: The key beneath which settings that were drawn before the sweep stand in Tune's configuration.
 POINT = "settings"
+#: Under which Tune is told which report it is: those of equal number are at an equal share of their budgets.
+REPORT = "report"
 #: What a checkpoint keeps beside the run: the figures of finished seeds.
 STATE_FILE = "trial.json"
 #: What Tune calls for each trial, with its settings.
@@ -115,7 +117,8 @@ class _Trial:
             self.finished.append({**figures, **costs(self.progress)})
             self.reported = 0
             resume = False
-            self._report({**mean_of(self.finished), "spent": len(self.finished) / self.plan.seeds})
+            last = self.plan.reports + len(self.finished) - 1
+            self._report({**mean_of(self.finished), "spent": len(self.finished) / self.plan.seeds, REPORT: last})
 
     def _watch(self, loop: Loop, student: Callable[[], Model]) -> None:
         self.progress = p = loop.progress
@@ -125,7 +128,7 @@ class _Trial:
         self.reported = due
         figures = self._measure(student())
         self.folder.save_checkpoint(loop.state_dict())
-        self._report({**figures, **costs(p), "spent": p.spent / self.plan.seeds})
+        self._report({**figures, **costs(p), "spent": p.spent / self.plan.seeds, REPORT: due})
 
     def _measure(self, student: Model) -> dict[str, float]:
         figures = self.validation.score(student)
