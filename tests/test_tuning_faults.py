@@ -113,7 +113,7 @@ def test_a_trial_that_diverges_or_finds_no_memory_is_retried_and_marked_failed(
         (1e-3, 10**13): "failed",
         (1e30, 2_000): "failed",
     }
-    assert "NaN" in rows.loc[(1e30, 2_000), "reason"]
+    assert "student.learning_rate: with 1e+30 the student's loss is nan" in rows.loc[(1e30, 2_000), "reason"]
     assert "can't allocate memory" in rows.loc[(1e-3, 10**13), "reason"]
     told = [path.read_text() for path in (tmp_path / "swept").glob("trial_*/error.txt")]
     assert ["Failure # 2" in text for text in told] == [True] * 2
