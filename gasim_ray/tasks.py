@@ -49,6 +49,7 @@ TASKS: dict[str, NamedTask] = {
     "fashion-mnist": NamedTask("fashion-mnist", _LENET, _LENET_HALF, training={"epochs": 30}),
     "mnist-pairs": NamedTask("mnist", _LENET, _LENET_HALF, "0,1/2,3/4,5/6,7/8,9"),
     "mnist-parity": NamedTask("mnist", _LENET, _LENET_HALF, "0,2,4,6,8/1,3,5,7,9"),
+    "mnist-uneven": NamedTask("mnist", _LENET, _LENET_HALF, "0,3,6,7/1,9/2,4,5,8"),
     "fashion-merged": NamedTask("fashion-mnist", _LENET, _LENET_HALF, "0,2,4,6/1,3/5,7,9/8", {"epochs": 30}),
     "mnist-sample": NamedTask("mnist-sample", _LENET, _LENET_HALF),
     "cifar10-small": NamedTask("cifar10", _wide(16, 2), _wide(16, 1), training={**_CIFAR, "epochs": 20}),
