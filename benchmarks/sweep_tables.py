@@ -110,15 +110,16 @@ def diversity_rows() -> list[str]:
 def diverse(trials: pd.DataFrame) -> pd.DataFrame:
     """The finished trials that report a true score, as `score`, with a column for each of DIVERSITY.
 
-    A direct generator starts anew with every order.
+    A direct generator that nothing else is set for starts anew with every order.
     """
     metric = score_of(trials)
     finished = trials[(trials["state"] == "finished") & trials[metric].notna()]
+    every = finished["generator.reset_every"]
     direct = finished["generator.kind"] == "direct"
     return pd.DataFrame(
         {
             "score": finished[metric],
-            "orders until re-initialised": finished["generator.reset_every"].mask(direct, 1),
+            "orders until re-initialised": every.mask(direct & (every == 0), 1),
             "generators": finished["generator.actors"] * finished["generator.per_actor"],
             "pool": finished["pool.capacity"],
         }

@@ -192,6 +192,27 @@ def test_what_a_direct_generator_started_from_is_kept_if_that_is_wanted() -> Non
     assert (first - moved).abs().amax(1).min() > 0
 
 
+def test_a_direct_generator_that_lives_on_goes_on_from_where_it_is() -> None:
+    def made() -> DirectGenerator:
+        prior = Uniform(tiny.model(tiny.VECTOR), "cpu")
+        lasting = settings(batch_size=16, steps=1, learning_rate=0.01, keep_start=True, reset_every=2)
+        return DirectGenerator(prior, lasting, rng("cpu", 0))
+
+    def improve(generator: DirectGenerator) -> Tensor:
+        generator.improve(lambda x: x.square().sum(), rng("cpu", 2))
+        return generator.emit(rng("cpu", 3))
+
+    generator, restored = made(), made()
+    generator.start(rng("cpu", 1))
+    _, moved = improve(generator).chunk(2)
+    restored.load_state_dict(tiny.through_file(generator.state_dict()))
+    again = improve(generator)
+    assert len(again) == 16  # what it started from was emitted once
+    step = ((again - moved) / generator.spread).square().mean(1).sqrt()
+    assert float((step - 0.01).abs().max()) < 1e-3
+    assert torch.equal(improve(restored), again)
+
+
 def test_adam_steps_as_pytorchs() -> None:
     target = torch.tensor([[1.0, -20.0], [0.3, 4.0]])
     learned = torch.zeros(2, 2, requires_grad=True)
@@ -209,7 +230,8 @@ def test_adams_first_step_is_of_one_length_in_every_element() -> None:
     generator = make("direct", tiny.GREY, steps=1, learning_rate=0.01, adam=True)
     assert isinstance(generator, DirectGenerator)
     generator.start(rng("cpu", 0))
-    weights = torch.randn(generator.first.shape, generator=rng("cpu", 1))
+    first = generator.emit(rng("cpu", 0))
+    weights = torch.randn(first.shape, generator=rng("cpu", 1))
     generator.improve(lambda observations: (weights * observations).sum(), rng("cpu", 0))
-    aim = (generator.first - 0.01 * generator.spread * weights.sign()).clamp(0, 255)
+    aim = (first - 0.01 * generator.spread * weights.sign()).clamp(0, 255)
     torch.testing.assert_close(generator.emit(rng("cpu", 0)), aim)

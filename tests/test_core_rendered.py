@@ -227,22 +227,29 @@ def test_children_have_things_of_both() -> None:
         assert torch.equal(getattr(chosen(child, torch.tensor([0])), f.name)[0], getattr(child, f.name)[0])
 
 
-@pytest.mark.parametrize("kind", ["rendered", "evolved"])
+@pytest.mark.parametrize(
+    ("kind", "reset_every", "lives"),
+    [("rendered", 0, [0, 1, 2, 3]), ("rendered", 2, [0, 0, 1, 1]), ("evolved", 2, [0, 0, 1, 1])],
+)
 @pytest.mark.parametrize("spec", [FRAMES, tiny.ATARI])
-def test_a_worker_emits_labelled_frames(kind: str, spec: Any) -> None:
+def test_a_worker_emits_labelled_frames_and_goes_on(kind: Any, reset_every: int, lives: list[int], spec: Any) -> None:
     teacher = tiny.model(spec)
     prior = "scenes" if kind == "rendered" else "worlds"
-    settings = GeneratorSettings(kind=kind, prior=(prior,), steps=1, batch_size=20, reset_every=2)  # type: ignore[arg-type]
+    settings = GeneratorSettings(kind=kind, prior=(prior,), steps=1, batch_size=20, reset_every=reset_every)
     student = new_student(teacher, StudentSettings(architecture=tiny.SMALL_CNN), 0)
     objective = ObjectiveSettings(adversarial=float(kind == "rendered"), divergence="js")
     given = DistillConfig("", generator=settings, objective=objective)
     check_objective(teacher, settings, objective)
-    worker = Synthesizer(teacher, student, [(Mixture(settings.prior, teacher, "cpu"), given)], 0, "cpu")
+    worker, restored = (
+        Synthesizer(teacher, student, [(Mixture(settings.prior, teacher, "cpu"), given)], 0, "cpu") for _ in range(2)
+    )
     weights = StudentWeights(0, {name: tensor.numpy() for name, tensor in student.network.state_dict().items()})
-    generations = [worker.synthesize(order, weights)[0].generation for order in range(4)]
-    assert generations == ([0, 1, 2, 3] if kind == "rendered" else [0, 0, 1, 1])
-    _, batch = worker.synthesize(4, weights)
+    assert [worker.synthesize(order, weights)[0].generation for order in range(3)] == lives[:3]
+    restored.load_state_dict(tiny.through_file(worker.state_dict()))
+    (info, batch), (_, again) = (each.synthesize(3, weights) for each in (worker, restored))
+    assert info.generation == lives[3]
     assert (batch.observations.shape, batch.observations.dtype) == ((20, *spec.shape), "uint8")
+    assert np.array_equal(batch.observations, again.observations)
 
 
 @pytest.mark.parametrize(("kind", "made_of"), [("rendered", "scenes"), ("evolved", "worlds")])
@@ -276,6 +283,8 @@ def test_other_priors_keep_their_shares_beside_what_is_found(kind: str, made_of:
             {"kind": "network", "prior": (), "contrast": 0.5},
             r"generator\.contrast: 0\.5 .* network and no prior",
         ),
+        ({"kind": "direct", "steps": 0, "reset_every": 3}, r"generator\.reset_every: 3; without steps"),
+        ({"kind": "direct", "steps": 0, "stagnation": 4}, r"generator\.stagnation: 4; without steps"),
         ({"kind": "evolved", "prior": ("worlds",), "steps": 0}, r"generator\.steps: 0; .* needs at least 1"),
     ],
 )

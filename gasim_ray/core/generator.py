@@ -53,17 +53,20 @@ class Generator(Protocol):
 class DirectGenerator:
     """Observations drawn from a prior and moved a few steps, by their gradients or by Adam's rule.
 
-    It holds nothing from one order to the next: re-initialisation at its limit.
+    They are drawn anew for every order, which is re-initialisation at its limit, or moved on for some, as set.
     """
 
     def __init__(self, prior: Prior, settings: GeneratorSettings, probe: torch.Generator) -> None:
         self.prior, self.settings = prior, settings
         self.spread = element_spread(prior, probe)
-        self.first = self.observations = torch.empty(0)
+        self.observations = torch.empty(0)
+        #: What is emitted beside them, once.
+        self.kept: list[Tensor] = []
 
     def start(self, rng: torch.Generator) -> None:
         """Draw a batch from the prior."""
-        self.first = self.observations = self.prior.sample(self.settings.batch_size, rng)
+        self.observations = self.prior.sample(self.settings.batch_size, rng)
+        self.kept = [self.observations] if self.settings.keep_start and self.settings.steps else []
 
     def improve(self, objective: Objective, rng: torch.Generator) -> float:
         """See Generator."""
@@ -81,16 +84,18 @@ class DirectGenerator:
         return value
 
     def emit(self, rng: torch.Generator) -> Tensor:
-        """The observations as they are now, after those of the start if these are to be kept."""
-        moved = self.settings.keep_start and self.settings.steps > 0
-        return torch.cat([self.first, self.observations]) if moved else self.observations.detach()
+        """The observations as they are now, the first time after those of the start if these are to be kept."""
+        kept, self.kept = self.kept, []
+        return torch.cat([*kept, self.observations]) if kept else self.observations
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: every order starts anew."""
-        return {}
+        """The observations, unless every order draws new ones."""
+        return {} if self.settings.drawn_anew else {"observations": self.observations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Inverse of `state_dict`."""
+        if state:
+            self.observations = state["observations"].to(self.prior.device)
 
 
 class Beside:

@@ -24,7 +24,7 @@ MOVED = {"ground": 0.1, "tone": 0.1, "size": 2.0, "way": 4.0, "speed": 1.0}
 
 
 class RenderedGenerator:
-    """Scenes whose things are moved along the objective's gradient; every order draws new ones."""
+    """Scenes whose things are moved along the objective's gradient; drawn anew for every order, or as set."""
 
     def __init__(self, prior: Scenes, settings: GeneratorSettings) -> None:
         self.prior, self.settings = prior, settings
@@ -86,8 +86,13 @@ class RenderedGenerator:
         return self._stacked(self.prior.noisy(self.prior.pictured(self.things), rng))
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: every order starts anew."""
-        return {}
+        """What the scenes are made of, unless every order draws new ones."""
+        return {} if self.settings.drawn_anew else vars(self.things)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Inverse of `state_dict`."""
+        if state:
+            at = self.prior.device
+            kept = tuple(tensor.to(at) for tensor in state["kept"])
+            rest = {name: tensor.to(at) for name, tensor in state.items() if name != "kept"}
+            self.things = Things(**rest, kept=kept)

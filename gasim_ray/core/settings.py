@@ -128,8 +128,8 @@ class GeneratorSettings:
     """Generator actors."""
 
     per_actor: int = 1
-    """Generators in each actor, of each kind that it has, with staggered clocks; direct ones have no state, so one is
-    enough."""
+    """Generators in each actor, of each kind that it has, with staggered clocks; of those that are drawn anew at every
+    order one is enough."""
 
     batch_size: int = 256
     """Observations in a batch, which is what one order makes."""
@@ -174,10 +174,11 @@ class GeneratorSettings:
     """Most pixels by which the further views of an image are shifted."""
 
     reset_every: int = 0
-    """Orders after which a network, or a population of evolved worlds, is re-initialised; 0 for never."""
+    """Orders after which a generator is re-initialised; 0 for never."""
 
     stagnation: int = 0
-    """Orders without a better objective (or score) after which it is re-initialised; 0 for never."""
+    """Orders without a better objective (or score) after which it is re-initialised; 0 for never. Where this and
+    `reset_every` are 0, direct and rendered generators are drawn anew at every order."""
 
     in_flight: int = 2
     """Orders under way at once for each actor."""
@@ -226,12 +227,20 @@ class GeneratorSettings:
                     + ("" if self.prior else " and no prior")
                     + "; set it to 0"
                 )
+        for name in ("reset_every", "stagnation") if self.kind == "direct" and not self.steps else ():
+            if given := getattr(self, name):
+                raise UserError(f"generator.{name}: {given}; without steps the same is emitted until then; set it to 0")
         if wanted and not self.steps:
             raise UserError(f"generator.steps: 0; a generator of kind {self.kind} needs at least 1")
         if wanted and tuple(self.prior[:1]) != (wanted,):
             raise UserError(
                 f"generator.prior: {list(self.prior)}; a generator of kind {self.kind} takes [{wanted}] first"
             )
+
+    @property
+    def drawn_anew(self) -> bool:
+        """Whether every order is a re-initialisation."""
+        return self.kind in ("direct", "rendered") and not (self.reset_every or self.stagnation)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class Synthesizer:
 
     def _is_due(self, slot: Slot, index: int) -> bool:
         settings = slot.kind.settings
-        if slot.generation < 0 or settings.kind in ("direct", "rendered"):
+        if slot.generation < 0 or settings.drawn_anew:
             return True
         every, patience = settings.reset_every, settings.stagnation
         # The first life of generator i is cut short, so that the worker's generators never restart together.
