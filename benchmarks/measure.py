@@ -84,7 +84,10 @@ def record(cell: Cell, sitting: Sitting = ENDLESS) -> dict[str, Any]:
         result = {**score(cell, student), **told}
     else:
         make = {REAL: distil_on_data, LABELS: train_on_labels}.get(cell.control, distil_by_method)
+        started = time.monotonic()
         student, told = make(cell, teacher, sitting)
+        if sittings == 1:
+            told["whole_seconds"] = time.monotonic() - started
         if sitting.left < evaluation_seconds(cell):
             raise Unfinished
         result = {**score(cell, student), **told, **({} if cell.control else found_on_the_way(cell))}
@@ -288,6 +291,7 @@ def score(cell: Cell, student: Model) -> dict[str, Any]:
         "metric": task.metric,
         "teacher_score": own.interval.mean,
         "student_score": found.interval.mean,
+        "worst_class": found.worst_class,
         "worst_class_score": found.worst_class_accuracy,
         "controls": {name: each.interval.mean for name, each in scores.items() if name in ("untrained", "random")},
         "agreement": same_action(expected, outputs),

@@ -140,7 +140,7 @@ def test_tables_are_made_from_results_and_checked(
         ["`gasim`", "bounds", "490.0 ± 14.1 (98 %, 2)"],
         ["real observations", "", "not measured"],
         ["parameters", "", "58 of 5,800 (1.0 %)"],
-        ["seconds", "", "12"],
+        ["seconds (with start and end)", "", "12"],
     ]
     readme.write_text(text.replace("490.0", "500.0"))
     assert started(monkeypatch, tables, "--check") == 1

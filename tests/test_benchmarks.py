@@ -125,6 +125,7 @@ def check_line(line: dict[str, Any], method: str) -> None:
     assert line["teacher_parameters"] > 60_000
     assert line["command"] == f"python -m benchmarks.run small --only task=cartpole,method={method},seed=0"
     assert {"hardware", "versions", "commit", "date", "wall_seconds", "kl", "group"} <= set(line)
+    assert line["whole_seconds"] > line["wall_seconds"]
 
 
 def test_the_control_on_real_observations_says_what_it_took(suite: dict[str, Any]) -> None:

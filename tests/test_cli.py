@@ -61,7 +61,7 @@ def distil(teacher: Path, tmp_path: Path, config_file: Callable[..., Path]) -> C
         (["--student.architecture={'name': 'no.such:thing'}"], ["architecture", "no.such:thing"]),
         (
             ["--student.architecture={'name': 'strange:broken'}"],
-            ["architecture", "strange:broken refuses", "no way at all"],
+            ["architecture", "strange:broken refuses", "RuntimeError: no way at all", "mend"],
         ),
         (
             ["--student.architecture={'name': 'resnet', 'width': 2}"],

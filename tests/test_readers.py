@@ -98,6 +98,13 @@ def test_a_pickle_that_holds_code_is_refused_without_running_it(
     assert not (tmp_path / "this-code-ran").exists()
 
 
+def test_a_batch_of_fewer_records_than_the_others_is_named(tmp_path: Path) -> None:
+    path = write_records(tmp_path / "cifar-10-batches-bin") / "data_batch_3.bin"
+    path.write_bytes(path.read_bytes()[:3073])
+    with pytest.raises(UserError, match=r"data_batch_3\.bin: 1 images where other batches have 2; fetch it again"):
+        load_dataset("cifar10", tmp_path)
+
+
 @pytest.mark.parametrize(("write", "name"), [(write_pickles, "data_batch_3"), (write_records, "data_batch_3.bin")])
 def test_a_truncated_batch_is_named(write: Callable[[Path], Path], name: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "cifar-10-batches-py") if name[-1] == "3" else write(tmp_path / "cifar-10-batches-bin")
@@ -118,7 +125,9 @@ def test_an_image_folder_of_ones_own_is_a_data_set(tmp_path: Path) -> None:
         load_dataset("pests", tmp_path)
     with pytest.raises(UserError, match=f"'{tmp_path}/pets' is not known"):
         load_dataset(f"{tmp_path}/pets", tmp_path)
-    (tmp_path / "pets" / "train" / ".hidden").mkdir()
+    for hidden in (tmp_path / "pets" / "train" / ".hidden" / "0.png", tmp_path / "pets" / "test" / "cat" / ".DS_Store"):
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.write_bytes(b"no image")
     assert load_dataset("pets", tmp_path).class_names == ("cat", "dog")
     (tmp_path / "pets" / "train" / "owl").mkdir()
     with pytest.raises(UserError, match=r"pets/train/owl holds no images; fill it, or remove it"):

@@ -232,9 +232,10 @@ def _check(name: str, source: Source, images: Images, labels: Labels) -> None:
             f"dataset: {name} holds {len(images)} images and {len(labels)} labels; "
             "the files are no pair, fetch them again"
         )
-    if labels.min() < 0 or labels.max() >= len(source.class_names):
+    strange = labels[(labels < 0) | (labels >= len(source.class_names))]
+    if len(strange):
         raise UserError(
-            f"dataset: {name} has label {labels.max()}, but {len(source.class_names)} classes; "
+            f"dataset: {name} has label {strange[0]}, but {len(source.class_names)} classes; "
             "the labels are another data set's, fetch them again"
         )
 

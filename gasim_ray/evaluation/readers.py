@@ -129,6 +129,10 @@ def read_cifar_records(folder: Path) -> Splits:
 
 def _read_cifar(folder: Path, names: tuple[str, ...], read: Any) -> Splits:
     parts = [read(folder / name) for name in names]
+    counts = [len(labels) for _, labels in parts]
+    for name, count in zip(names, counts, strict=True):
+        if count < max(counts):
+            raise UserError(f"{folder / name}: {count} images where other batches have {max(counts)}; fetch it again")
     images = [pixels.reshape(-1, *CIFAR_SHAPE) for pixels, _ in parts]
     labels = [label.astype(np.int64) for _, label in parts]
     return np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1]
@@ -209,7 +213,9 @@ def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, cl
                     raise OSError(f"of mode {picture.mode}, where 8 bits a channel are read")
                 pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L") else "RGB"))
         except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"{where}: {part}/{label}/{name} is no image ({error}); fetch it again") from error
+            raise UserError(
+                f"{where}: {part}/{label}/{name} is no image ({error}); fetch it again, or remove it"
+            ) from error
         images[part].append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
         labels[part].append(label)
     classes = sorted(set(labels["train"]))
@@ -236,5 +242,6 @@ def _read_images(found: Iterator[tuple[tuple[str, ...], bytes]], where: Path, cl
 
 
 def sorted_by_name(found: Iterator[tuple[tuple[str, ...], bytes]]) -> list[tuple[tuple[str, ...], bytes]]:
-    """The files that lie at train/<class>/<name> or test/<class>/<name>, in order."""
-    return sorted((item for item in found if len(item[0]) == 3 and item[0][0] in ("train", "test")), key=lambda i: i[0])
+    """The files that lie at train/<class>/<name> or test/<class>/<name>, in order; hidden ones are none."""
+    seen = (item for item in found if not any(part.startswith(".") for part in item[0]))
+    return sorted((item for item in seen if len(item[0]) == 3 and item[0][0] in ("train", "test")), key=lambda i: i[0])

@@ -9,9 +9,11 @@ replayed. Weights 0.5, 1, 0.5 and 0.8, contrastive temperature 0.1, batches of 2
 Departures: 50 steps for a batch instead of 200, and 25 of the student by Adam at 2e-3 where the authors take 2,000 by
 SGD at 0.1; no images are inverted before the student begins, where they have some 50,000; the contrastive term compares
 shifted views in the features before the teacher's last layer, without the learned head and the local crops, with 2,048
-earlier ones where theirs has 4,096; no crops and flips of what is inverted, no choice of the best step; the adversary
-is KL clipped at 4 nats; without batch normalisation that term is off. Vectors have no views, so their contrastive term
-is off as well.
+earlier ones where theirs has 4,096 of a bank that are anchors too, and its gradient goes through both views, where
+theirs leaves one as it is; weights start as PyTorch's do, not from N(0, 0.02), and batch normalisation has DAFL's
+epsilon of 0.8; no crops and flips of what is inverted or replayed, no choice of the best step; the adversary is KL
+clipped at 4 nats; without batch normalisation that term is off. Vectors have no views, so their contrastive term is off
+as well.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ learning rates 0.2 (images) and 2e-3 are those of the paper's MNIST experiment; 
 latent 1000 and the generator's learning rate of 0.02 of that on CIFAR-10.
 
 Departures: the last batch normalisation of the generator is left out, so that its output respects the bounds; for
-vectors the generator is a dense network with learning rate 1e-3, since the paper has images only; the student learns
-by Adam at 2e-3 along a cosine of the budget, as their MNIST student does in steps of epochs, and goes on with the
-newest batch while the generator makes the next, so that it takes many steps on each instead of one; the generator's
-Adam has 0.5 as its first beta, and entropies are in nats where the authors' code has log10, which makes that weight
-2.3 times theirs. On CIFAR-10 their student learns by SGD at 0.1.
+vectors the generator is a dense network with learning rate 1e-3, since the paper has images only; the student learns by
+Adam at 2e-3 along a cosine of the budget, where their MNIST student's rate stays as it is, and goes on with the newest
+batch while the generator makes the next, so that it takes many steps on each instead of one; what it learns from is
+drawn after the generator's step, from fresh latent vectors, where theirs learns from the very batch of that step; the
+generator's Adam has 0.5 as its first beta, and entropies are in nats where the authors' code has log10, which makes
+that weight 2.3 times theirs. On CIFAR-10 their student learns by SGD at 0.1.
 """
 
 from __future__ import annotations

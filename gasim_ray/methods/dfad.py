@@ -7,8 +7,9 @@ pictures in colours those for CIFAR-10.
 
 Departures: the five student steps of a round take 256 each out of one batch instead of five fresh ones; the student
 learns with Adam and a cosine instead of SGD and steps of epochs, and goes on with the newest batch while the generator
-makes the next, so five steps a batch are the fewest; Adam's first beta is 0.5 for the generator; logits are centred; in
-the generator's turn a student with batch normalisation uses its stored statistics, not those of the batch.
+makes the next, so five steps a batch are the fewest; Adam's first beta is 0.5 for the generator; logits are centred;
+the generator has no batch normalisation at its end, and DAFL's epsilon of 0.8 in the others; in the generator's turn a
+student with batch normalisation uses its stored statistics, not those of the batch.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ DAFL's terms, an adversarial reward where teacher and student disagree, generato
 again, and a pool that keeps what earlier ones found.
 
 Departures: only the paper's abstract is public to us, so the interval of re-initialisation, the divergence (KL,
-bounded) and the pool's size are our own choice.
+bounded) and the pool's size are our own choice; the generator is DAFL's, without its last batch normalisation.
 """
 
 from __future__ import annotations

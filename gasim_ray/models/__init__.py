@@ -66,7 +66,9 @@ def build_network(architecture: dict[str, Any], input_shape: tuple[int, ...], ou
     try:
         network = factory(input_shape, outputs, **settings)
     except Exception as error:
-        raise UserError(f"architecture: {name} refuses {settings} for input {list(input_shape)}: {error}") from error
+        own = isinstance(error, UserError)
+        reason = error if own else f"{type(error).__name__}: {error}; give it other settings, or mend it"
+        raise UserError(f"architecture: {name} refuses {settings} for input {list(input_shape)}: {reason}") from error
     if not isinstance(network, nn.Module):
-        raise UserError(f"architecture: {name} made a {type(network).__name__}, not a torch.nn.Module")
+        raise UserError(f"architecture: {name} made a {type(network).__name__}; have it return a torch.nn.Module")
     return network

@@ -52,7 +52,7 @@ def load(source: str, options: ImportOptions) -> Model:
         source={"kind": "torch", "factory": source, "weights": options.weights.name},
     )
     model = Model(config)
-    load_weights(model.network, read_weights(options.weights), options.weights)
+    load_weights(model.network, read_weights(options.weights), f"weights: {options.weights}")
     return model
 
 
