@@ -163,7 +163,8 @@ def fresh_score(folder: Path, who: str, tree: Mapping[str, Any], number: int) ->
     config = build_config(merged(tree, {"seed": FIRST_FRESH_SEED + number, "out": str(place)}))
     kept = place / "score.json"
     done = json.loads(kept.read_text()) if kept.exists() else {}
-    if done.get("config") != config.to_yaml():
+    if not isinstance(done, dict) or done.get("config") != config.to_yaml():
+        shutil.rmtree(place, ignore_errors=True)
         done = {"config": config.to_yaml(), "score": scored(config, place)}
         write_atomically(kept, json.dumps(done).encode())
     score: float = done["score"]

@@ -39,8 +39,8 @@ SWITCHES, FLAGS = ("--local", "--synchronous", "--elastic"), ("--resume", "--ove
 TUNE_USAGE = """gasim tune SWEEP.yaml [--out DIR] [--overwrite] [--key value ...], or gasim tune --resume DIR
 
 Searches the settings of a distillation. SWEEP.yaml is described in tune_configs/template.yaml; the keys below may also
-be given here, those of its base with --base before them (--base.teacher teachers/mine). Ctrl-C leaves what --resume
-goes on from.
+be given here, those of its base with --base before them (--base.teacher teachers/mine). Once trials run, Ctrl-C
+leaves what --resume goes on from.
 
   --out DIR       the sweep's folder, by default sweeps/SWEEP
   --overwrite     replace what is in it

@@ -19,6 +19,10 @@ class UserError(Exception):
     """
 
 
+class NotWritten(OSError):  # noqa: N818
+    """A file that a library could not write; it tells the reason in words alone."""
+
+
 def one_line(error: object, most: int = 300) -> str:
     """What an error says, or a text of several lines, in one."""
     return " ".join(str(error).split())[:most]
@@ -42,10 +46,10 @@ def exit_code(program: str, work: Callable[[], object], after_interrupt: str = "
         print(f"{program}: {one_line(error, most=10_000)}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in OF_DISKS:
+        if error.errno not in OF_DISKS and not isinstance(error, NotWritten):
             raise
-        place = error.filename or "a file"
-        print(f"{program}: {place}: {error.strerror}; free some space, or look whose it is", file=sys.stderr)
+        told = f"{error.filename or 'a file'}: {error.strerror}" if error.strerror else one_line(error)
+        print(f"{program}: {told}; free some space, or look whose it is", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"{program}: {str(error) or 'interrupted'}{after_interrupt}", file=sys.stderr)

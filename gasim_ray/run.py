@@ -65,10 +65,7 @@ def distill(
     if config.local:  # on a cluster the actors' machines have to have it
         check_device_is_there(config.device)
     teacher = load_teacher(Path(config.teacher))
-    check_computing(config, teacher)
-    student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
-    check_computing(config, student)
-    check_actors(teacher, config)
+    student = checked_student(teacher, config)
     with ExitStack() as held, Mirror(config.out) if is_address(config.out) else nullcontext() as mirror:
         folder = RunFolder(mirror.folder if mirror else config.run_folder())
         if mirror and resume and not mirror.download() and not overwrite:
@@ -77,6 +74,7 @@ def distill(
         state = None
         if resume and (folder.has_checkpoint or not overwrite):
             config, state = folder.resume(config)
+            student = checked_student(teacher, config)  # the run may have kept settings of its own
         if state is None:
             (mirror or folder).check_clear(overwrite)  # `begin` asks again, once the actors have started
         elif folder.summary.exists() and ended(config, state):
@@ -111,6 +109,15 @@ def distill(
             how = f"free some space and go on with: {resuming(config, folder)}"
             raise UserError(f"out: {folder.path} cannot be written ({error}); {how}") from error
         return folder.path
+
+
+def checked_student(teacher: Model, config: DistillConfig) -> Model:
+    """The student with fresh weights; raises UserError if it, the teacher or an actor cannot do as the settings say."""
+    check_computing(config, teacher)
+    student = make_student(teacher, config, make_prior(teacher, config, "cpu"))
+    check_computing(config, student)
+    check_actors(teacher, config)
+    return student
 
 
 def check_computing(config: DistillConfig, model: Model) -> None:

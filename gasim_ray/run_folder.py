@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from gasim_ray.actors.loop import Progress
 from gasim_ray.config import TEACHER_COPY, DistillConfig, dotted, of_whole, parse_config, plain, teacher_facts
 from gasim_ray.core.model import Model, has_model, load_model, model_files, same_model, save_model
-from gasim_ray.errors import UserError, one_line
+from gasim_ray.errors import NotWritten, UserError, one_line
 from gasim_ray.methods import preset
 from gasim_ray.teachers.folder import replaced_folder
 
@@ -102,7 +102,7 @@ def save_tensors(path: Path, state: dict[str, Any], previous: Path | None = None
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: not written ({one_line(error)})") from error
+        raise NotWritten(f"{path}: not written ({one_line(error)})") from error
 
 
 def clear_folder(path: Path, marker: str, what: str, overwrite: bool) -> None:
@@ -173,7 +173,7 @@ def alone_in(run: Path, marker: str = "config.yaml") -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(folder)
-        raise UserError(f"out: another process is at work in {run}; wait for its end, or give another --out") from error
+        raise UserError(f"out: another process is at work in {run}; wait for its end, or work in another") from error
     except OSError:
         pass  # a file system without locks
     try:

@@ -121,9 +121,11 @@ class Mirror:
             for info in found:
                 place = self._inside(info.path)
                 place.parent.mkdir(parents=True, exist_ok=True)
-                with self.files.open_input_stream(info.path) as source, place.open("wb") as copy:
+                partial = place.with_name(f"{place.name}.partial")  # which is never copied back
+                with self.files.open_input_stream(info.path) as source, partial.open("wb") as copy:
                     while block := source.read(BLOCK):
                         copy.write(block)
+                partial.replace(place)
                 self.copied[place] = version_of(place)
         except FAILURES as error:
             raise UserError(f"out: {self.address} cannot be read ({one_line(error)})") from error

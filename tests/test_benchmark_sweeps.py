@@ -107,16 +107,18 @@ def test_a_figure_of_diversity_is_drawn(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_fresh_score_is_made_anew_for_other_settings(
     tmp_path: Path, vector_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter((1.0, 2.0))
+    scores = iter((1.0, 2.0, 3.0))
 
     def scored(config: DistillConfig, place: Path) -> float:
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True)  # a run begins in no folder that holds anything else
         return next(scores)
 
     monkeypatch.setattr(sweeps, "scored", scored)
     tree = tiny.tree(vector_teacher)
     assert [sweeps.fresh_score(tmp_path, "gasim", tree, 0) for _ in range(2)] == [1.0, 1.0]
     assert sweeps.fresh_score(tmp_path, "gasim", {**tree, "pool": {"capacity": 3_000}}, 0) == 2.0
+    (tmp_path / "fresh" / "gasim-0" / "score.json").write_text("2.0")  # as it was once
+    assert sweeps.fresh_score(tmp_path, "gasim", tree, 0) == 3.0
 
 
 def test_the_best_and_the_presets_share_teacher_student_and_budget(tmp_path: Path, vector_teacher: Path) -> None:

@@ -17,7 +17,7 @@ from tiny import rows_of, student_of
 
 from gasim_ray import cli
 from gasim_ray.actors import workers
-from gasim_ray.core.model import save_model
+from gasim_ray.core.model import load_config, save_model
 from gasim_ray.run_folder import saved_config
 
 
@@ -144,6 +144,22 @@ def test_a_run_of_an_older_version_goes_on_without_what_a_preset_sets_today(
     assert cli.main(["distill", str(config), "--resume", "--budget.student_steps=80"]) == 0
     assert (saved_config(run).generator.views, rows_of(run)[-1]["student_steps"]) == (1, 80)
     assert cli.main(["distill", str(config), "--resume", "--generator.views=2"]) == 2
+
+
+def test_a_run_goes_on_with_the_normaliser_that_its_student_learned_with(
+    tmp_path: Path, vector_teacher: Path, config_file: Callable[..., Path]
+) -> None:
+    run = tmp_path / "run"
+    config = str(config_file(tiny.tree(vector_teacher, local=True, out=str(run), generator={"prior": ["uniform"]})))
+    assert cli.main(["distill", config]) == 0
+    began = load_config(run / "student").observation
+    # As if the preset had been uniform then; what it is now has another mean.
+    now = "--generator.prior=[geometry,undecided]"
+    assert cli.main(["distill", config, now, "--resume", "--budget.student_steps=60"]) == 0
+    assert rows_of(run)[-1]["student_steps"] == 60
+    assert load_config(run / "student").observation == began
+    assert cli.main(["distill", config, now, f"--out={tmp_path / 'other'}"]) == 0
+    assert load_config(tmp_path / "other" / "student").observation != began
 
 
 def test_a_job_that_is_tried_again_goes_on_or_begins(

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -59,6 +60,33 @@ def at(address: str, folder: Path) -> Path:
     files, root = fs.FileSystem.from_uri(address)
     fs.copy_files(root, str(folder), source_filesystem=files)
     return folder
+
+
+def test_a_download_that_is_broken_off_leaves_the_address_as_it_is(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "large"):
+        (run / name).write_bytes(b"x" * 100)
+    files, root = fs.FileSystem.from_uri(address)
+    files.create_dir(root)
+    fs.copy_files(str(run), root, destination_filesystem=files)
+    opened = Path.open
+
+    def half(self: Path, *mode: str) -> Any:
+        if self.name.startswith("large") and mode == ("wb",):
+            with opened(self, "wb") as file:
+                file.write(b"x" * 50)
+            raise KeyboardInterrupt
+        return opened(self, *mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", half)
+        with pytest.raises(KeyboardInterrupt), local_copy(address):
+            pytest.fail("it is not whole")
+    (tmp_path / "again").mkdir()
+    assert (at(address, tmp_path / "again") / "large").read_bytes() == b"x" * 100
 
 
 def test_a_run_at_an_address_is_whole_and_is_taken_up_elsewhere(

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gasim_ray.core.observation import ObservationSpec
-from gasim_ray.errors import UserError
+from gasim_ray.errors import NotWritten, UserError
 from gasim_ray.models import build_network
 
 FORMAT_VERSION = 1
@@ -171,7 +171,7 @@ def save_model(model: Model, folder: Path) -> None:
         partial.write_text(json.dumps(model.config.to_json(), indent=1) + "\n")
         partial.replace(folder / CONFIG)
     except SafetensorError as error:
-        raise OSError(f"{folder}: not written ({error})") from error
+        raise NotWritten(f"{folder}: not written ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -194,8 +194,10 @@ class Synthesizer:
                 kind.contrast.memory = memory.to(self.device)
         for slot, saved in zip(self.slots, state["slots"], strict=True):
             slot.generation, slot.age, slot.best, slot.stale = saved["clock"]
-            if slot.generation >= 0:
+            if slot.generation >= 0 and saved["generator"]:
                 slot.generator.load_state_dict(saved["generator"])
+            elif not slot.kind.settings.drawn_anew:
+                slot.generation = -1  # of a version that drew it anew at every order
 
 
 def wanted_actions(count: int, actions: int, rng: torch.Generator) -> Tensor:

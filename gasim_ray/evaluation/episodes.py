@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util import ActorPool
 
 from gasim_ray.actors.resources import RELEASE_SECONDS, free_nodes
@@ -294,6 +294,8 @@ def evaluate_many(
         results = list(
             pool.map(lambda actor, o: actor.play.remote(references[o[0]], o[1], seed, keep.get(o[0], 0)), orders)
         )
+    except RayTaskError as error:
+        raise error.as_instanceof_cause() from error  # what it raised, not that it was lost
     except RayError as error:
         raise UserError(f"episodes: a process that plays was lost ({one_line(error)}); try again") from error
     finally:

@@ -43,7 +43,8 @@ def run_sweep(sweep: Sweep, folder: Path, overwrite: bool = False) -> Path:
     validation = make_validation(
         sweep.tree(), sweep.validation, sweep.seed, say=lambda line: print(line, file=sys.stderr, flush=True)
     )
-    files.begin(sweep, overwrite)
+    with alone_in(folder, files.sweep.name):  # another process may search there
+        files.begin(sweep, overwrite)
     files.save_validation(validation)
     searcher = make_searcher(sweep, space)
     total = len(drawn or range(sweep.trials))
@@ -113,10 +114,10 @@ def finish(tuner: tune.Tuner, sweep: Sweep, folder: Path, total: int) -> Path:
         timed_out = sweep.seconds is not None and time.monotonic() - started >= sweep.seconds
         if timed_out or not left:
             thin(folder)
-        if timed_out:
-            SweepFolder(folder).over.touch()
         write_results(results, sweep, folder)
         analyse(results, sweep, folder)
+        if timed_out:  # last, since what is over is not looked at again
+            SweepFolder(folder).over.touch()
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror or error})"
         raise UserError(f"out: {reason}; free some space and go on with: gasim tune --resume {folder}") from error

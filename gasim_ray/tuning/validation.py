@@ -2,9 +2,9 @@
 
 A trial is not measured on what its own generators make: it could win by making that easy. Observations are invented
 once for the sweep, with random numbers that no trial uses, by every prior that fits the teacher and by the generators
-of several methods. Sources that know only the bounds are reported and count for nothing: on the trials of recorded
-sweeps they ranked students badly and drowned the others. Within a source each action that the teacher chooses
-counts the same, so that many observations of one answer do not decide.
+of several methods. Sources that know only the bounds are reported and count for nothing, unless there is no other: on
+the trials of recorded sweeps they ranked students badly and drowned the others. Within a source each action that the
+teacher chooses counts the same, so that many observations of one answer do not decide.
 """
 
 from __future__ import annotations
@@ -108,15 +108,22 @@ def balanced(values: Tensor, choice: Tensor) -> float:
 def make_validation(
     tree: dict[str, Any], settings: ValidationSettings, seed: int, say: Callable[[str], None]
 ) -> Validation:
-    """Invent a sweep's validation observations for the teacher and the student of a tree; `say` tells how far it is."""
+    """Invent a sweep's validation observations for the teacher and the student of a tree; `say` tells how far it is.
+
+    Raises UserError if no method goes with the two.
+    """
     teacher = load_teacher(tree["teacher"])
     observations = _of_priors(teacher, settings.observations, seed + SEED_OFFSET)
+    refused: list[UserError] = []
     for method in METHODS:
         say(f"validation: {settings.observations} observations of {method}")
         try:
             observations[method] = _of_method(method, tree, settings, seed + SEED_OFFSET)
         except UserError as error:
             say(f"validation: without {method}, which this teacher does not fit ({error})")
+            refused.append(error)
+    if len(refused) == len(METHODS):  # then it is not the method
+        raise refused[-1]
     log_policies = {
         source: log_policy(answers(teacher, made, "teacher"), teacher.config.output_scale)
         for source, made in observations.items()
