@@ -65,7 +65,6 @@ def distill(
     if config.local:  # on a cluster the actors' machines have to have it
         check_device_is_there(config.device)
     teacher = load_teacher(Path(config.teacher))
-    student = checked_student(teacher, config)
     with ExitStack() as held, Mirror(config.out) if is_address(config.out) else nullcontext() as mirror:
         folder = RunFolder(mirror.folder if mirror else config.run_folder())
         if mirror and resume and not mirror.download() and not overwrite:
@@ -74,7 +73,7 @@ def distill(
         state = None
         if resume and (folder.has_checkpoint or not overwrite):
             config, state = folder.resume(config)
-            student = checked_student(teacher, config)  # the run may have kept settings of its own
+        student = checked_student(teacher, config)
         if state is None:
             (mirror or folder).check_clear(overwrite)  # `begin` asks again, once the actors have started
         elif folder.summary.exists() and ended(config, state):

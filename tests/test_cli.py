@@ -19,6 +19,7 @@ from gasim_ray import cli
 from gasim_ray.config import build_config, known_keys
 from gasim_ray.core.model import Model, load_model, save_model
 from gasim_ray.errors import exit_code
+from gasim_ray.run_folder import save_tensors
 
 CARTPOLE = Path(__file__).parents[1] / "benchmarks" / "teachers" / "cartpole-dqn"
 
@@ -318,8 +319,14 @@ def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr().err == "gasim: interrupted\n"
 
 
-def test_a_full_disk_is_one_line_and_a_mistake_of_ours_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_one_line_and_a_mistake_of_ours_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert exit_code("gasim", lambda: Path("/dev/full").write_text("much")) == 2
     assert capsys.readouterr().err.startswith("gasim: a file: No space left on device; free some space")
+    # PyTorch says it in words of its own.
+    (tmp_path / "state.partial").symlink_to("/dev/full")
+    assert exit_code("gasim", lambda: save_tensors(tmp_path / "state.pt", {"x": torch.zeros(9)})) == 2
+    assert capsys.readouterr().err.startswith(f"gasim: {tmp_path}/state.pt: not written (")
     with pytest.raises(FileNotFoundError):
         exit_code("gasim", lambda: Path("/nowhere/at/all").read_text())

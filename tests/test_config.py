@@ -42,9 +42,8 @@ students = st.builds(
 
 
 def possible_generator(kind: Any, blur: float, **others: Any) -> GeneratorSettings:
-    """Nothing moves along a blurred gradient but what is direct, which has to move to last longer than an order."""
-    unmoved = {"reset_every": 0, "stagnation": 0} if kind == "direct" and not others["steps"] else {}
-    return GeneratorSettings(kind=kind, blur=blur if kind == "direct" else 0.0, **(others | unmoved))
+    """Nothing moves along a blurred gradient but what is direct."""
+    return GeneratorSettings(kind=kind, blur=blur if kind == "direct" else 0.0, **others)
 
 
 generators = st.builds(

@@ -283,8 +283,6 @@ def test_other_priors_keep_their_shares_beside_what_is_found(kind: str, made_of:
             {"kind": "network", "prior": (), "contrast": 0.5},
             r"generator\.contrast: 0\.5 .* network and no prior",
         ),
-        ({"kind": "direct", "steps": 0, "reset_every": 3}, r"generator\.reset_every: 3; without steps"),
-        ({"kind": "direct", "steps": 0, "stagnation": 4}, r"generator\.stagnation: 4; without steps"),
         ({"kind": "evolved", "prior": ("worlds",), "steps": 0}, r"generator\.steps: 0; .* needs at least 1"),
     ],
 )

@@ -80,6 +80,7 @@ def test_a_network_that_stagnates_is_restarted() -> None:
 def test_a_direct_generator_is_new_in_every_order_or_as_its_clock_says() -> None:
     assert generations(synthesizer(kind="direct"), 4) == {0: [0, 1, 2, 3]}
     assert generations(synthesizer(kind="direct", reset_every=3), 5) == {0: [0, 0, 0, 1, 1]}
+    assert generations(synthesizer(kind="direct", reset_every=3, steps=0), 4) == {0: [0, 1, 2, 3]}
 
 
 def test_a_restarted_network_has_other_weights() -> None:

@@ -166,8 +166,7 @@ def first_batches(student: Model, teacher: Model, prior: Prior | None, config: D
     objective = replace(config.objective, adversarial=0.0)
     settings = replace(config.generator, per_actor=1, views=1, keep_start=False)
     if not objective.any():
-        still = replace(settings, reset_every=0, stagnation=0, prior=settings.prior or ("uniform",))
-        settings = replace(still, kind="direct", steps=0)
+        settings = replace(settings, kind="direct", prior=settings.prior or ("uniform",), steps=0)
         prior = prior or Uniform(teacher, "cpu")
     given = replace(config, generator=settings, objective=objective)
     device = "cpu" if prior is None else str(prior.device)

@@ -178,7 +178,8 @@ class GeneratorSettings:
 
     stagnation: int = 0
     """Orders without a better objective (or score) after which it is re-initialised; 0 for never. Where this and
-    `reset_every` are 0, direct and rendered generators are drawn anew at every order."""
+    `reset_every` are 0, or nothing is moved since `steps` is, direct and rendered generators are drawn anew at every
+    order."""
 
     in_flight: int = 2
     """Orders under way at once for each actor."""
@@ -227,9 +228,6 @@ class GeneratorSettings:
                     + ("" if self.prior else " and no prior")
                     + "; set it to 0"
                 )
-        for name in ("reset_every", "stagnation") if self.kind == "direct" and not self.steps else ():
-            if given := getattr(self, name):
-                raise UserError(f"generator.{name}: {given}; without steps the same is emitted until then; set it to 0")
         if wanted and not self.steps:
             raise UserError(f"generator.steps: 0; a generator of kind {self.kind} needs at least 1")
         if wanted and tuple(self.prior[:1]) != (wanted,):
@@ -240,7 +238,8 @@ class GeneratorSettings:
     @property
     def drawn_anew(self) -> bool:
         """Whether every order is a re-initialisation."""
-        return self.kind in ("direct", "rendered") and not (self.reset_every or self.stagnation)
+        lives_on = self.steps > 0 and (self.reset_every > 0 or self.stagnation > 0)
+        return self.kind in ("direct", "rendered") and not lives_on
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,6 @@ def distil_control(
         clusters=0,
         disputed=0,
         steps=0,
-        reset_every=0,
-        stagnation=0,
         views=1,
         actors=1,
         per_actor=1,
